@@ -1,0 +1,46 @@
+"Packaging for visdet: every fact comes from settings.ini, the version from `visdet/__init__.py`."
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+cfg = ConfigParser(delimiters=["="])
+cfg.read(root / "settings.ini", encoding="utf-8")
+facts = cfg["DEFAULT"]
+
+
+def lines(key):
+    "The non-empty lines of a multi-line setting"
+    return [o.strip() for o in facts.get(key, "").splitlines() if o.strip()]
+
+
+def version():
+    "The version string, read without importing the package"
+    return re.search(r'__version__\s*=\s*"([^"]+)"', (root / "visdet/__init__.py").read_text(encoding="utf-8"))[1]
+
+
+def extras():
+    "Extra name -> list of requirements"
+    pairs = (o.split(":", 1) for o in lines("extras"))
+    return {k.strip(): v.split() for k, v in pairs}
+
+
+setup(
+    name=facts["lib_name"],
+    version=version(),
+    description=facts["description"],
+    long_description=(root / "README.md").read_text(encoding="utf-8") if (root / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    author=facts["author"],
+    license=facts["license"],
+    keywords=facts["keywords"],
+    packages=find_packages(include=["visdet", "visdet.*"]),
+    include_package_data=True,
+    python_requires=f">={facts['min_python']}",
+    install_requires=lines("requirements"),
+    extras_require=extras(),
+    entry_points={"console_scripts": lines("scripts"), "nbdev": ["visdet = visdet._modidx:d"]},
+    zip_safe=False,
+)
