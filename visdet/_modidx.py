@@ -15,4 +15,15 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'visdet.core.basics.rng_state': ('core/basics.html#rng_state', 'visdet/core/basics.py'),
                                     'visdet.core.basics.seed_everything': ('core/basics.html#seed_everything', 'visdet/core/basics.py'),
                                     'visdet.core.basics.set_rng_state': ('core/basics.html#set_rng_state', 'visdet/core/basics.py'),
-                                    'visdet.core.basics.unknown': ('core/basics.html#unknown', 'visdet/core/basics.py')}}}
+                                    'visdet.core.basics.unknown': ('core/basics.html#unknown', 'visdet/core/basics.py')},
+            'visdet.core.registry': { 'visdet.core.registry._kind': ('core/registry.html#_kind', 'visdet/core/registry.py'),
+                                      'visdet.core.registry._plain': ('core/registry.html#_plain', 'visdet/core/registry.py'),
+                                      'visdet.core.registry._same': ('core/registry.html#_same', 'visdet/core/registry.py'),
+                                      'visdet.core.registry.check_kwargs': ('core/registry.html#check_kwargs', 'visdet/core/registry.py'),
+                                      'visdet.core.registry.entry': ('core/registry.html#entry', 'visdet/core/registry.py'),
+                                      'visdet.core.registry.lookup': ('core/registry.html#lookup', 'visdet/core/registry.py'),
+                                      'visdet.core.registry.names': ('core/registry.html#names', 'visdet/core/registry.py'),
+                                      'visdet.core.registry.params': ('core/registry.html#params', 'visdet/core/registry.py'),
+                                      'visdet.core.registry.register': ('core/registry.html#register', 'visdet/core/registry.py')},
+            'visdet.core.testing': { 'visdet.core.testing.close': ('core/testing.html#close', 'visdet/core/testing.py'),
+                                     'visdet.core.testing.rand_boxes': ('core/testing.html#rand_boxes', 'visdet/core/testing.py')}}}
