@@ -26,4 +26,16 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'visdet.core.registry.params': ('core/registry.html#params', 'visdet/core/registry.py'),
                                       'visdet.core.registry.register': ('core/registry.html#register', 'visdet/core/registry.py')},
             'visdet.core.testing': { 'visdet.core.testing.close': ('core/testing.html#close', 'visdet/core/testing.py'),
-                                     'visdet.core.testing.rand_boxes': ('core/testing.html#rand_boxes', 'visdet/core/testing.py')}}}
+                                     'visdet.core.testing.rand_boxes': ('core/testing.html#rand_boxes', 'visdet/core/testing.py')},
+            'visdet.cv.boxes': { 'visdet.cv.boxes._check': ('cv/boxes.html#_check', 'visdet/cv/boxes.py'),
+                                 'visdet.cv.boxes._join': ('cv/boxes.html#_join', 'visdet/cv/boxes.py'),
+                                 'visdet.cv.boxes._limits': ('cv/boxes.html#_limits', 'visdet/cv/boxes.py'),
+                                 'visdet.cv.boxes._parts': ('cv/boxes.html#_parts', 'visdet/cv/boxes.py'),
+                                 'visdet.cv.boxes._wide': ('cv/boxes.html#_wide', 'visdet/cv/boxes.py'),
+                                 'visdet.cv.boxes.box_area': ('cv/boxes.html#box_area', 'visdet/cv/boxes.py'),
+                                 'visdet.cv.boxes.box_flaws': ('cv/boxes.html#box_flaws', 'visdet/cv/boxes.py'),
+                                 'visdet.cv.boxes.clip_boxes': ('cv/boxes.html#clip_boxes', 'visdet/cv/boxes.py'),
+                                 'visdet.cv.boxes.convert_boxes': ('cv/boxes.html#convert_boxes', 'visdet/cv/boxes.py'),
+                                 'visdet.cv.boxes.flip_boxes': ('cv/boxes.html#flip_boxes', 'visdet/cv/boxes.py'),
+                                 'visdet.cv.boxes.scale_boxes': ('cv/boxes.html#scale_boxes', 'visdet/cv/boxes.py'),
+                                 'visdet.cv.boxes.shift_boxes': ('cv/boxes.html#shift_boxes', 'visdet/cv/boxes.py')}}}
