@@ -92,12 +92,13 @@ def _flat(x, offsets, shape, dtype):
 def pack_ids(
     ids, # All int or all str
     what='ids', # For the message
+    where='', # The file they came from, for the message
 ):
     "An int64 array of integer ids, `PackedStrings` of others; ids must not repeat"
     ids = ids.tolist() if hasattr(ids,'tolist') else list(ids)
     if len(set(ids))<len(ids):
         seen = set(); twice = [o for o in ids if o in seen or seen.add(o)]
-        raise DataError(explain(f'{len(twice)} {what} occur more than once: {", ".join(map(repr, list(dict.fromkeys(twice))[:10]))}', fix='Give each its own id'))
+        raise DataError(explain(f'{len(twice)} {what} occur more than once: {", ".join(map(repr, list(dict.fromkeys(twice))[:10]))}', where, 'Give each its own id'))
     if all(type(o) is int and abs(o)<2**63 for o in ids): return np.array(ids, np.int64)
     return PackedStrings.of(ids)
 
