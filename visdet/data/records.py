@@ -96,11 +96,12 @@ def pack_ids(
 ):
     "An int64 array of integer ids, `PackedStrings` of others; ids must not repeat"
     ids = ids.tolist() if hasattr(ids,'tolist') else list(ids)
+    whole = all(type(o) is int and abs(o)<2**63 for o in ids)
+    if not whole: ids = [str(o) for o in ids]
     if len(set(ids))<len(ids):
         seen = set(); twice = [o for o in ids if o in seen or seen.add(o)]
         raise DataError(explain(f'{len(twice)} {what} occur more than once: {", ".join(map(repr, list(dict.fromkeys(twice))[:10]))}', where, 'Give each its own id'))
-    if all(type(o) is int and abs(o)<2**63 for o in ids): return np.array(ids, np.int64)
-    return PackedStrings.of(ids)
+    return np.array(ids, np.int64) if whole else PackedStrings.of(ids)
 
 # %% ../../nbs/data/210_records.ipynb #a74e4b3e
 def _check(boxes, labels, offsets, sizes, vocab, files):
