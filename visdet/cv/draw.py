@@ -26,7 +26,7 @@ def _oklab(
 def _palette(n):
     "The first `n` colours of the greedy choice, as an (n, 3) array"
     g = np.stack(np.meshgrid(*[np.linspace(0, 255, 16)]*3, indexing='ij'), -1).reshape(-1, 3)
-    lab = _oklab(g); keep = (lab[:, 0] > .45) & (lab[:, 0] < .9) & (np.hypot(lab[:, 1], lab[:, 2]) > .09); g, lab = g[keep], lab[keep]
+    lab = _oklab(g); keep = (lab[:, 0] > .55) & (lab[:, 0] < .9) & (np.hypot(lab[:, 1], lab[:, 2]) > .1); g, lab = g[keep], lab[keep]
     i, far, out = int(np.abs(g-[255, 68, 34]).sum(1).argmin()), np.full(len(g), np.inf), []
     for _ in range(min(n, len(g))): out.append(i); far = np.minimum(far, ((lab-lab[i])**2).sum(1)); i = int(far.argmax())
     return g[out].astype(np.uint8)
@@ -47,6 +47,12 @@ def _font(px, path=None):
 def _ink(colour):
     "Black or white, whichever reads better on `colour`"
     return (0, 0, 0) if _oklab(colour)[0] > .62 else (255, 255, 255)
+
+def _height(size, texts):
+    "Default height of the text in pixels for labels `texts` on a picture of `size`"
+    area = size[0]*size[1]; px = float(np.clip(np.sqrt(area)/40, 9, 48)); cover = sum(map(len, texts))*.75  # one letter takes about 0.6 x 1.25 of the height squared
+    if cover*px**2 > area/8: px = max(9, np.sqrt(area/8/cover))
+    return 7 if cover*81 > area/2 else int(px)
 
 def _fit(text, font, width):
     "`text`, shortened with an ellipsis to at most `width` pixels; empty where not even one letter fits"
@@ -83,10 +89,10 @@ def _shrink(m, k):
 def _tint(img, m, colour, alpha, line):
     "Blend `colour` into `img` where the boolean mask `m` is true, and outline it; in place"
     x1, y1, x2, y2 = masks_to_boxes(m[None])[0].int().tolist()
-    m = m[y1:y2, x1:x2]; m = np.pad(m, 1)
-    inner = _shrink(m, line)[1:-1, 1:-1]; m = m[1:-1, 1:-1]; part = img[y1:y2, x1:x2]
-    part[inner] = (part[inner]*(1-alpha)+np.array(colour)*alpha+.5).astype(np.uint8)
-    part[m & ~inner] = colour
+    if x1 == x2: return
+    m = m[y1:y2, x1:x2]; inner = _shrink(np.pad(m, 1), line)[1:-1, 1:-1]; part = Image.fromarray(img[y1:y2, x1:x2])
+    part.paste(tuple(colour), mask=Image.fromarray(np.where(inner, round(255*alpha), 255*m).astype(np.uint8)))
+    img[y1:y2, x1:x2] = part
 
 # %% ../../nbs/cv/180_draw.ipynb #6c20ccf8
 def _array(o, dtype=None):
@@ -148,7 +154,7 @@ def draw_objects(
     "Paint objects on a copy of a picture; raises `DataError` where the inputs contradict each other"
     out = _canvas(img, zoom); size = out.shape[:2]; orig = size[0]//zoom, size[1]//zoom
     b, lab, texts, bits = _objects(orig, boxes, labels, scores, masks, vocab)
-    px = int(np.clip(np.sqrt(size[0]*size[1])/40, 9, 48)) if text is None else int(text); line = line or max(1, round(max(px, 9)/8))
+    px = _height(size, texts) if text is None else int(text); line = line or max(1, round(_height(size, [])/8))
     cols = [tuple(map(int, c)) for c in class_colours(int(lab.max())+1)[lab]] if len(lab) else []
     order = np.argsort(-(b[:, 2:]-b[:, :2]).prod(1), kind='stable'); b = np.clip(np.round(b*zoom), -1e6, 1e6).astype(int)
     if bits is not None:

@@ -213,9 +213,10 @@ def masks_to_boxes(
     "Smallest box around each bitmap's pixels; zeros for an empty one"
     m = torch.as_tensor(masks) != 0; n, h, w = m.shape
     if not m.numel(): return torch.zeros((n, 4), device=m.device)
+    hit = lambda k: (m.any(k) if m.is_cuda else torch.from_numpy(m.numpy().any(k))).byte()
     ends = lambda p: (p.argmax(1), p.shape[1]-p.flip(1).argmax(1))
-    (x1, x2), (y1, y2) = ends(m.any(1).byte()), ends(m.any(2).byte())
-    return torch.stack([x1, y1, x2, y2], 1).float()*m.flatten(1).any(1)[:, None]
+    cols, rows = hit(1), hit(2); (x1, x2), (y1, y2) = ends(cols), ends(rows)
+    return torch.stack([x1, y1, x2, y2], 1).float()*cols.any(1)[:, None]
 
 # %% ../../nbs/cv/160_masks.ipynb #d3d95d4e
 def _taps(n, m, lo, hi, like):
