@@ -33,9 +33,10 @@ class ConvBlock(nn.Sequential):
         stride:int=1, # Stride
         norm=None, # See `make_norm`
         act=nn.ReLU, # Activation class taking `inplace`, or None
+        bias:bool=None, # Bias in the convolution? By default exactly when no norm follows
     ):
         super().__init__()
-        self.add_module('conv', nn.Conv2d(ni, nf, ks, stride, padding=ks//2, bias=norm is None))
+        self.add_module('conv', nn.Conv2d(ni, nf, ks, stride, padding=ks//2, bias=norm is None if bias is None else bias))
         if norm is not None: self.add_module('norm', make_norm(norm, nf))
         if act is not None: self.add_module('act', act(inplace=True))
 
@@ -70,8 +71,9 @@ class Tower(nn.Sequential):
         n:int=4, # How many blocks
         norm=None, # See `make_norm`
         act=nn.ReLU, # See `ConvBlock`
+        bias:bool=None, # See `ConvBlock`
     ):
-        super().__init__(*[ConvBlock(ni if i==0 else nf, nf, norm=norm, act=act) for i in range(n)])
+        super().__init__(*[ConvBlock(ni if i==0 else nf, nf, norm=norm, act=act, bias=bias) for i in range(n)])
         self.nf = nf if n else ni
         init_convs(self)
 
