@@ -48,11 +48,12 @@ def _ink(colour):
     "Black or white, whichever reads better on `colour`"
     return (0, 0, 0) if _oklab(colour)[0] > .62 else (255, 255, 255)
 
-def _height(size, texts):
-    "Default height of the text in pixels for labels `texts` on a picture of `size`"
-    area = size[0]*size[1]; px = float(np.clip(np.sqrt(area)/40, 9, 48)); cover = sum(map(len, texts))*.75  # one letter takes about 0.6 x 1.25 of the height squared
-    if cover*px**2 > area/8: px = max(9, np.sqrt(area/8/cover))
-    return 7 if cover*81 > area/2 else int(px)
+def _height(size, texts, text=None):
+    "Height in pixels of the labels `texts` on a picture of `size`: `text` itself, or the best within its two limits"
+    if text is not None and np.ndim(text) == 0: return int(text)
+    area = size[0]*size[1]; lo, px = text or (9, np.clip(np.sqrt(area)/40, 9, 48)); cover = sum(map(len, texts))*.75 # a letter takes about 0.6 by 1.25 heights
+    if cover*px**2 > area/8: px = max(lo, np.sqrt(area/8/cover))
+    return 7 if text is None and cover*81 > area/2 else round(px)
 
 def _fit(text, font, width):
     "`text`, shortened with an ellipsis to at most `width` pixels; empty where not even one letter fits"
@@ -126,7 +127,7 @@ def _objects(size, boxes, labels, scores, masks, vocab):
 def _outline(d, box, colour, line):
     "One box on the Pillow canvas `d`: a line of `line` pixels and a dark seam inside it"
     x1, y1, x2, y2 = box; x2, y2 = max(x1, x2-1), max(y1, y2-1)
-    if min(x2-x1, y2-y1) > 4*line+2: d.rectangle((x1+line, y1+line, x2-line, y2-line), outline=tuple(int(c*.35) for c in colour), width=max(1, line//2))
+    if line > 1 and min(x2-x1, y2-y1) > 4*line+2: d.rectangle((x1+line, y1+line, x2-line, y2-line), outline=tuple(int(c*.35) for c in colour), width=max(1, line//3))
     d.rectangle((x1, y1, x2, y2), outline=colour, width=line)
 
 def _write(d, boxes, colours, texts, size, px, font):
@@ -146,7 +147,7 @@ def draw_objects(
     masks=None, # (N, H, W) bitmaps, or a list of N mask items (polygons or RLE)
     vocab=None, # Class names
     alpha:float=0.45, # Opacity of masks, 0 to 1
-    text:int=None, # Height of the text in pixels; None follows the picture, 0 leaves text out
+    text=None, # Height of the text in pixels, or (smallest, largest); None follows the picture, 0 leaves text out
     line:int=None, # Width of lines in pixels; None follows the text
     zoom:int=1, # Enlarge the picture this many times first, for small ones
     font=None, # Path of a TrueType font; None is DejaVu Sans
@@ -154,7 +155,7 @@ def draw_objects(
     "Paint objects on a copy of a picture; raises `DataError` where the inputs contradict each other"
     out = _canvas(img, zoom); size = out.shape[:2]; orig = size[0]//zoom, size[1]//zoom
     b, lab, texts, bits = _objects(orig, boxes, labels, scores, masks, vocab)
-    px = _height(size, texts) if text is None else int(text); line = line or max(1, round(_height(size, [])/8))
+    px = _height(size, texts, text); line = line or max(1 if min(size) < 128 else 2, round(_height(size, [])/8))
     cols = [tuple(map(int, c)) for c in class_colours(int(lab.max())+1)[lab]] if len(lab) else []
     order = np.argsort(-(b[:, 2:]-b[:, :2]).prod(1), kind='stable'); b = np.clip(np.round(b*zoom), -1e6, 1e6).astype(int)
     if bits is not None:
@@ -176,7 +177,8 @@ def show_objects(
     "Show a picture with its objects on a matplotlib axis"
     import matplotlib.pyplot as plt
     ax = ax or plt.figure(figsize=figsize).add_subplot(); h, w = _array(img).shape[:2]; e = ax.get_window_extent()
-    per = max(min(e.width/w, e.height/h), 1e-3); zoom = kwargs.pop('zoom', max(1, int(np.ceil(per)))); text = kwargs.pop('text', round(max(9, 11*zoom/per)))
+    per = max(min(e.width/w, e.height/h), 1e-3); zoom = kwargs.pop('zoom', max(1, int(np.ceil(per)))); text = kwargs.pop('text', (7*zoom/per, 11*zoom/per))
+    kwargs.setdefault('line', max(1, round(2*zoom/per)))
     ax.imshow(draw_objects(img, boxes, labels, scores, masks, vocab, zoom=zoom, text=text, **kwargs), extent=(0, w, h, 0))
     ax.set_axis_off(); ax.set_title(title) if title else None
     return ax
