@@ -6,9 +6,10 @@
 __all__ = ['Sample', 'with_objects', 'Targets', 'make_targets', 'ragged', 'flat', 'collate']
 
 # %% ../../nbs/data/200_targets.ipynb #fa1da595
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 import numpy as np, torch
 from ..core.basics import DataError, explain
+from ..cv.masks import rasterise
 
 # %% ../../nbs/data/200_targets.ipynb #710dfcf6
 @dataclass
@@ -120,21 +121,19 @@ def _pad_images(samples, pad):
     hs, ws = zip(*[s.size for s in samples])
     chans = {s.image.shape[2] for s in samples}
     if len(chans) > 1: raise DataError(explain(f'images of {sorted(chans)} channels in one batch', where=f'image rows {[s.id for s in samples]}', fix='Read all images with the same number of channels'))
-    up = lambda o: -(-max(o)//pad)*pad
-    out = torch.zeros(len(samples), chans.pop(), up(hs), up(ws), dtype=torch.uint8)
-    for o,s in zip(out, samples): o[:,:s.size[0],:s.size[1]] = torch.from_numpy(np.ascontiguousarray(s.image)).permute(2, 0, 1)
-    return out
+    H, W = (-(-max(o)//p)*p for o,p in zip((hs, ws), pad if isinstance(pad, (tuple, list)) else (pad, pad)))
+    out = np.zeros((len(samples), H, W, chans.pop()), np.uint8)
+    for o,s in zip(out, samples): o[:s.size[0],:s.size[1]] = s.image
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 def collate(
     samples:list, # `Sample`s
-    pad:int=32, # Sides of the batch are multiples of this, pixels
+    pad=32, # Sides of the batch are multiples of this, pixels; or a pair for height and width
     masks:bool=False, # Rasterise the masks too?
 )->tuple: # images (B,C,H,W) uint8, `Targets`
     "Samples to a padded batch"
     xb = _pad_images(samples, pad)
     H, W = xb.shape[-2:]; mm = np.zeros((0, H, W), np.uint8)
-    if masks:
-        from visdet.cv.masks import rasterise
-        mm = np.concatenate([mm] + [rasterise(s.masks or [[]]*len(s.boxes), (H, W)) for s in samples if len(s.boxes)])
+    if masks: mm = np.concatenate([mm] + [rasterise(s.masks or [[]]*len(s.boxes), (H, W)) for s in samples if len(s.boxes)])
     g = lambda k: [getattr(s, k) for s in samples]
     return xb, make_targets(g('boxes'), g('labels'), g('size'), g('crowd'), g('scale'), g('id'), g('orig_size'), torch.from_numpy(mm))
