@@ -159,7 +159,7 @@ def draw_objects(
     cols = [tuple(map(int, c)) for c in class_colours(int(lab.max())+1)[lab]] if len(lab) else []
     order = np.argsort(-(b[:, 2:]-b[:, :2]).prod(1), kind='stable'); b = np.clip(np.round(b*zoom), -1e6, 1e6).astype(int)
     if bits is not None:
-        for i in order: _tint(out, bits[i].repeat(zoom, 0).repeat(zoom, 1), cols[i], alpha, line)
+        for i in order: _tint(out, bits[i].repeat(zoom, 0).repeat(zoom, 1) if zoom > 1 else bits[i], cols[i], alpha, max(1, line//2))
     im = Image.fromarray(out); d = ImageDraw.Draw(im); seen = [i for i in order if (b[i, :2] < size[::-1]).all() and (b[i, 2:] >= 0).all()]
     for i in seen if boxes is not None else []: _outline(d, b[i].tolist(), cols[i], line)
     if px: _write(d, *zip(*[(b[i].tolist(), cols[i], texts[i]) for i in seen]), size, px, font) if seen else None

@@ -7,11 +7,11 @@ __all__ = ['image_size', 'read_image', 'resize_image', 'image_hash', 'diff_hash'
 
 # %% ../../nbs/cv/170_image.ipynb #77fdd5b6
 import contextlib, hashlib, io, struct, warnings
-from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg
 from ..core.basics import ConfigError, DataError, explain, unknown
+try: from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError: decode_jpeg = None
 
 # %% ../../nbs/cv/170_image.ipynb #3f4da83b
 _TURNS = {2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.swapaxes(0, 1), 6: lambda a: a.swapaxes(0, 1)[:, ::-1],
@@ -35,6 +35,7 @@ def _png_exif(f):
 
 def _turn(im, f)->int:
     "EXIF orientation of an opened, not yet decoded, Pillow image `im` over the binary file `f`"
+    if im.format == 'TIFF': return 1
     with contextlib.suppress(Exception):
         if im.format == 'PNG' and 'exif' not in im.info:
             pos = f.tell()
@@ -97,11 +98,13 @@ def _to_mode(im, mode, over):
     return im if im.mode == mode else im.convert(mode)
 
 # %% ../../nbs/cv/170_image.ipynb #d27f8bbe
+warnings.filterwarnings('ignore', message='The image decoding and encoding capabilities of TorchVision', category=DeprecationWarning)
+
 def _pixels(data, channels, over, at_least):
     "Decode the encoded bytes in the uint8 array `data`: see `read_image`"
     f = io.BytesIO(data); im = _open(f); turn, full = _turn(im, f), im.size
     if at_least is not None: im.draft(im.mode, tuple(at_least) if turn > 4 else tuple(at_least)[::-1])
-    if channels == 3 and im.format in ('JPEG', 'MPO') and im.mode in ('RGB', 'L') and im.size == full:
+    if decode_jpeg and channels == 3 and im.format in ('JPEG', 'MPO') and im.mode in ('RGB', 'L') and im.size == full:
         with contextlib.suppress(RuntimeError):
             return _upright(decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy(), turn)
     a = np.array(_to_mode(im, 'RGB' if channels == 3 else 'L', over))
@@ -132,11 +135,8 @@ def resize_image(
     h, w = map(int, size)
     if min(h, w) < 1 or 0 in img.shape: raise DataError(explain(f'cannot resize an image of shape {img.shape} to {(h, w)}', fix='Both need at least one pixel'))
     if (h, w) == img.shape[:2]: return img
-    a = np.ascontiguousarray(img if img.ndim == 3 else img[..., None])[None]
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*not writable.*')
-        t = torch.from_numpy(a).permute(0, 3, 1, 2)
-    out = F.interpolate(t, size=(h, w), **_HOW[how])[0].permute(1, 2, 0).numpy()
+    a = np.require(img if img.ndim == 3 else img[..., None], requirements='CW')[None]
+    out = F.interpolate(torch.from_numpy(a).permute(0, 3, 1, 2), size=(h, w), **_HOW[how])[0].permute(1, 2, 0).numpy()
     return np.ascontiguousarray(out).reshape(h, w, *img.shape[2:])
 
 # %% ../../nbs/cv/170_image.ipynb #fe0c311e
@@ -155,4 +155,4 @@ def diff_hash(
     img = path if isinstance(path, np.ndarray) else read_image(path)
     grey = np.asarray(Image.fromarray(img if img.shape[-1] == 3 else img[..., 0]).convert('L'))
     g = resize_image(grey.astype(np.float32), (8, 9))
-    return int.from_bytes(np.packbits(g[:, 1:] > g[:, :-1]).tobytes(), 'big')
+    return int.from_bytes(np.packbits(g[:, 1:] > g[:, :-1]+2).tobytes(), 'big')

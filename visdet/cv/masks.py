@@ -130,21 +130,26 @@ def rasterise(
     return rle_decode([as_rle(m, size) for m in masks]) if len(masks) else np.zeros((0, *map(int, size)), np.uint8)
 
 # %% ../../nbs/cv/160_masks.ipynb #63c1604e
-def _loops(a):
-    "Closed border loops of a boolean (H, W) array: list of int (P, 2) corners, x before y, object on the right"
+def _next_edges(a):
+    "Unit border edges of a boolean (H, W) array as numbers direction * n + corner; a dict from each to the next, n, and the width of the grid of corners"
     p = np.pad(a, 1); c = p[1:, 1:]; up = p[:-1, 1:]; left = p[1:, :-1]; diag = p[:-1, :-1]; W = c.shape[1]
     e = np.stack([c & ~up, left & ~c, diag & ~left, up & ~diag]).reshape(4, -1)  # an edge leaves this corner going right, down, left, up
-    step, n = (1, W, -1, -W), e.shape[1]; todo = np.flatnonzero(e.ravel()).tolist(); nxt = {}
-    for k in range(4):
-        v = np.flatnonzero(e[k]); t = v+step[k]; r, s = (k+1) % 4, (k-1) % 4
+    n, nxt = e.shape[1], {}
+    for k, step in enumerate((1, W, -1, -W)):
+        v = np.flatnonzero(e[k]); t = v+step; r, s = (k+1) % 4, (k-1) % 4
         nxt.update(zip((k*n+v).tolist(), np.where(e[r, t], r*n+t, np.where(e[k, t], k*n+t, s*n+t)).tolist()))
-    out = []
-    for first in todo:
+    return nxt, n, W
+
+def _loops(a):
+    "Closed border loops of a boolean (H, W) array: list of int (P, 2) corners, x before y, object on the right"
+    (nxt, n, W), out = _next_edges(a), []
+    for first in list(nxt):
         loop, i = [], first
         while i in nxt: j = nxt.pop(i); loop += [j % n] if i//n != j//n else []; i = j
         if loop: out.append(np.stack([np.array(loop) % W, np.array(loop)//W], 1))
     return out
 
+# %% ../../nbs/cv/160_masks.ipynb #67fb26f1
 def _signed_area(xy):
     "Shoelace area of (P, 2) corners; positive clockwise as seen on the screen"
     x, y = xy.T.astype(np.float64); return .5*(x*np.roll(y, -1)-np.roll(x, -1)*y).sum()
@@ -211,7 +216,7 @@ def masks_to_boxes(
     masks, # (N, H, W) tensor or array; non-zero is object
 )->torch.Tensor: # float32 (N, 4) xyxy on the same device
     "Smallest box around each bitmap's pixels; zeros for an empty one"
-    m = torch.as_tensor(masks) != 0; n, h, w = m.shape
+    m = torch.as_tensor(masks); m = m if m.dtype == torch.bool else m != 0; n, h, w = m.shape
     if not m.numel(): return torch.zeros((n, 4), device=m.device)
     hit = lambda k: (m.any(k) if m.is_cuda else torch.from_numpy(m.numpy().any(k))).byte()
     ends = lambda p: (p.argmax(1), p.shape[1]-p.flip(1).argmax(1))
