@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from visdet.core.basics import DataError
-from visdet.cv.masks import (as_rle, crop_mask, flip_mask, mask_to_polygons, masks_to_boxes, paste_masks, polygons_to_rle, rasterise, rle_area, rle_decode,
+from visdet.cv.masks import (as_rle, crop_mask, flip_mask, mask_to_polygons, masks_to_boxes, paste_masks, paste_rles, polygons_to_rle, rasterise, rle_area, rle_decode,
                              rle_encode, rle_iou, rle_merge, rle_normal, rle_to_box, scale_mask)
 
 bitmaps = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda s: arrays(np.bool_, s))
@@ -111,6 +111,8 @@ def test_paste_equals_torchvision(seed, m, thr):
     out = paste_masks(probs, boxes, (70, 100), thr)
     assert out.dtype == torch.bool and out.shape == (9, 70, 100)
     assert torch.equal(out, paste_masks_in_image(probs[:, None], boxes, (70, 100))[:, 0] > thr)
+    assert paste_rles(probs, boxes, (70, 100), thr) == rle_encode(out)
+    assert paste_rles(probs, boxes * 3 - 60, (33, 21), thr) == rle_encode(paste_masks(probs, boxes * 3 - 60, (33, 21), thr))
 
 
 def test_paste_outside_and_degenerate():

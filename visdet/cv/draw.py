@@ -134,7 +134,7 @@ def _write(d, boxes, colours, texts, size, px, font):
     "All labels on the Pillow canvas `d`, each on a plate of its colour"
     f = _font(px, font); pad = max(1, px//6); up, down = f.getmetrics(); taken = []
     for box, c, t in zip(boxes, colours, texts):
-        if not (t := _fit(t, f, size[1]-2*pad)): continue
+        if not (t := _fit(t, f, size[1]-2*pad-1)): continue
         r = _place(int(f.getlength(t))+1+2*pad, min(up+down, size[0]), box, size, taken); taken.append(r)
         d.rectangle((r[0], r[1], r[2]-1, r[3]-1), fill=c); d.text((r[0]+pad, r[1]), t, fill=_ink(c), font=f)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rle_encode', 'rle_decode', 'rle_normal', 'rle_area', 'rle_to_box', 'rle_merge', 'rle_iou', 'polygons_to_rle',
            'as_rle', 'rasterise', 'mask_to_polygons', 'scale_mask', 'flip_mask', 'crop_mask', 'masks_to_boxes',
-           'paste_masks']
+           'paste_masks', 'paste_rles']
 
 # %% ../../nbs/cv/160_masks.ipynb #bc55376d
 import numpy as np, torch, torch.nn.functional as F
@@ -235,18 +235,50 @@ def _stretch(p, box, view):
     if h*w > 4*(b-t)*(r-l)+4096: return _taps(h, m, t-y1, b-y1, p) @ p @ _taps(w, m, l-x1, r-x1, p).T
     return F.interpolate(p[None, None], size=(h, w), mode='bilinear', align_corners=False)[0, 0, t-y1:b-y1, l-x1:r-x1]
 
+def _plan(probs, boxes, size):
+    "Probabilities (N, m+2, m+2) with their ring, and for every mask that shows: its number, its box and the visible part, in whole pixels"
+    (h, w), m = map(int, size), probs.shape[-1]; p = F.pad(probs.detach().float().reshape(-1, m, m), (1, 1, 1, 1)); boxes = boxes.detach().float()
+    if len(p) != len(boxes): raise DataError(explain(f'{len(p)} masks for {len(boxes)} boxes', fix='Pass one mask for each box'))
+    c, half = (boxes[:, 2:]+boxes[:, :2])*.5, (boxes[:, 2:]-boxes[:, :2])*.5*((m+2)/m); plan = []
+    corners = torch.cat([c-half, c+half], 1).nan_to_num(-1e9).clamp(-1e9, 1e9).to(torch.int64).tolist()
+    for i, (x1, y1, x2, y2) in enumerate(corners):
+        x2, y2 = max(x2, x1)+1, max(y2, y1)+1; view = max(x1, 0), max(y1, 0), min(x2, w), min(y2, h)
+        if view[0] < view[2] and view[1] < view[3]: plan.append((i, (x1, y1, x2, y2), view))
+    return p, plan
+
+# %% ../../nbs/cv/160_masks.ipynb #a9f69788
 def paste_masks(
     probs:torch.Tensor, # (N, m, m) or (N, 1, m, m) probabilities
     boxes:torch.Tensor, # (N, 4) xyxy in pixels of the image
     size:tuple, # (h, w) of the image
     thr:float=0.5, # A pixel belongs to the object where its probability is above this
-)->torch.Tensor: # bool (N, h, w)
+)->torch.Tensor: # bool (N, h, w) on the device of `probs`
     "Paste small square masks into their boxes, by torchvision's recipe"
-    h, w = map(int, size); m = probs.shape[-1]; p = F.pad(probs.detach().float().reshape(-1, m, m), (1, 1, 1, 1))
-    out = torch.zeros((len(p), h, w), dtype=torch.bool, device=probs.device)
-    c, half = (boxes[:, 2:]+boxes[:, :2])*.5, (boxes[:, 2:]-boxes[:, :2])*.5*((m+2)/m)
-    corners = torch.cat([c-half, c+half], 1).nan_to_num(-1e9).clamp(-1e9, 1e9).to(torch.int64).tolist()
-    for i, (x1, y1, x2, y2) in enumerate(corners):
-        x2, y2 = max(x2, x1)+1, max(y2, y1)+1; l, t, r, b = max(x1, 0), max(y1, 0), min(x2, w), min(y2, h)
-        if l < r and t < b: torch.gt(_stretch(p[i], (x1, y1, x2, y2), (l, t, r, b)), thr, out=out[i, t:b, l:r])
+    p, plan = _plan(probs, boxes, size); out = torch.zeros((len(p), *map(int, size)), dtype=torch.bool, device=p.device)
+    for i, box, (l, t, r, b) in plan: torch.gt(_stretch(p[i], box, (l, t, r, b)), thr, out=out[i, t:b, l:r])
     return out
+
+# %% ../../nbs/cv/160_masks.ipynb #27669eb7
+def _crop_runs(
+    a:np.ndarray, # Boolean part (h, w) of a mask
+    l, t, # Where its first column and row lie in the image
+    size:tuple, # (h, w) of the image
+)->list: # Uncompressed counts of the whole image
+    "Run lengths of a mask that is background outside one rectangle"
+    H, W = map(int, size); h, w = a.shape; c = np.zeros((w, h+1), np.int8); c[:, :h] = a.T
+    d = np.diff(c.ravel(), prepend=np.int8(0)); k = np.flatnonzero(d); pos = (l+k//(h+1))*H+t+k % (h+1)
+    s, e = pos[::2], pos[1::2]; apart = s[1:] != e[:-1]
+    if len(s): s, e = s[np.r_[True, apart]], e[np.r_[apart, True]]
+    counts = np.diff(np.r_[0, np.stack([s, e], 1).ravel(), H*W])
+    return (counts if counts[-1] or len(counts) == 1 else counts[:-1]).tolist()
+
+def paste_rles(
+    probs:torch.Tensor, # (N, m, m) or (N, 1, m, m) probabilities
+    boxes:torch.Tensor, # (N, 4) xyxy in pixels of the image
+    size:tuple, # (h, w) of the image
+    thr:float=0.5, # A pixel belongs to the object where its probability is above this
+)->list: # N RLE dicts
+    "As `paste_masks`, compressed: `rle_encode(paste_masks(...))` without the bitmaps"
+    h, w = map(int, size); p, plan = _plan(probs.cpu(), boxes.cpu(), size); out = [dict(size=[h, w], counts=[h*w]) for _ in p]
+    for i, box, v in plan: out[i]['counts'] = _crop_runs((_stretch(p[i], box, v) > thr).numpy(), *v[:2], size)
+    return _coco.frPyObjects(out, h, w) if out else []
