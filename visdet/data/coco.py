@@ -147,7 +147,7 @@ def read_coco(
     boxes,bad = _boxes(anns); boxes[:,2:] += boxes[:,:2]
     hw = sizes.tolist(); store = _masks(anns, [hw[i] if i>=0 else None for i in rows.tolist()]) if masks else None
     return repair(Raw(str(ann), [o['id'] for o in images], [str(o['file_name']) for o in images], sizes, rows, labels, boxes, names, cat_ids, _ann_ids(anns, ann), _floats([a.get('area') for a in anns]),
-        _crowd(anns, notes), store, img_dir, unknown, bad, notes, 'xywh'), on_unknown, on_missing, verbose)
+        _crowd(anns, notes), store, img_dir, unknown, bad, notes, fmt='xywh'), on_unknown, on_missing, verbose)
 
 def _crowd(anns, notes):
     "(T,) bool from `iscrowd`"

@@ -100,6 +100,7 @@ class Raw:
     unknown: dict = field(default_factory=dict) # Annotation -> the category or the image it names, where that is unknown
     bad: list = field(default_factory=list) # (annotation, why, detail) of those that could not be read
     notes: list = field(default_factory=list) # Sentences for the report
+    bad_images: dict = field(default_factory=dict) # Row -> why the reader could make nothing of this image
     fmt: str = 'xyxy' # How the file was said to write boxes: 'xyxy' or 'xywh'
 
 # %% ../../nbs/data/212_repair.ipynb #d263cf8a
@@ -115,9 +116,10 @@ def _unknown_categories(raw, drop, on_unknown):
 # %% ../../nbs/data/212_repair.ipynb #d5ab0382
 def _image_problems(raw):
     "Row -> why an image cannot be used; fills in sizes the file does not state"
-    out = {}
+    out = dict(raw.bad_images)
     for i in np.flatnonzero((raw.sizes<=0).any(1)).tolist() if raw.root is None else progress(range(len(raw.files)), f'{Path(raw.source).name}: images'):
         path = os.path.join(raw.root, raw.files[i]) if raw.root is not None else None
+        if i in out: continue
         if path is None: out[i] = 'size not stated and no image folder given'
         elif '\0' in path or not os.path.isfile(path): out[i] = f'no such file: {path}'
         elif (raw.sizes[i]<=0).any():
@@ -258,10 +260,11 @@ def _assemble(books, raw, boxes, masks, verbose):
     "Sort what is kept by image and build the records"
     keep = np.flatnonzero(books.live); keep = keep[np.argsort(raw.rows[keep], kind='stable')]; imgs = np.flatnonzero(books.images)
     rep = books.report; assert rep.n_in==len(keep)+rep.dropped+rep.merged and rep.images_in==len(imgs)+rep.images_dropped, 'annotations were lost without a row in the report'
+    files = [os.path.relpath(o, raw.root) if raw.root is not None and os.path.isabs(o) else o for o in raw.files]
     masks = None if masks is None else masks.take(keep); areas = _areas(boxes[keep], masks)
     if raw.areas is not None: given = raw.areas[keep]; areas = np.where(np.isfinite(given)&(given>0)&(given<1e30), given, areas).astype(np.float32)
     counts = np.bincount(raw.rows[keep], minlength=len(raw.ids))[imgs]
-    recs = Records.build(np.array(raw.files, object)[imgs], raw.sizes[imgs], boxes[keep], raw.labels[keep], raw.vocab, offsets=np.r_[0,np.cumsum(counts)], ids=[raw.ids[i] for i in imgs],
+    recs = Records.build([files[i] for i in imgs], raw.sizes[imgs], boxes[keep], raw.labels[keep], raw.vocab, offsets=np.r_[0,np.cumsum(counts)], ids=[raw.ids[i] for i in imgs],
         ann_ids=[books.ann_ids[t] for t in keep], crowd=raw.crowd[keep], areas=areas, masks=masks, cat_ids=raw.cat_ids, root='' if raw.root is None else raw.root, report=rep)
     if not len(recs): raise DataError(explain('no image is left after repair', raw.source, str(rep)))
     if verbose and (rep.dropped or rep.merged or rep.images_dropped or rep.notes): print(rep)

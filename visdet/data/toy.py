@@ -6,13 +6,14 @@
 __all__ = ['toy_classes', 'toy_image', 'toy_records', 'make_toy']
 
 # %% ../../nbs/data/260_toy.ipynb #3dc9f188
-import colorsys, json, os, shutil, tempfile
+import colorsys, json, tempfile
 from pathlib import Path
 import numpy as np
 from PIL import Image
 from pycocotools import mask as cocomask
-from ..core.basics import ConfigError, DataError, atomic_write, explain, progress, unknown
+from ..core.basics import ConfigError, atomic_write, progress, unknown
 from .records import *
+from .store import *
 from .coco import *
 
 # %% ../../nbs/data/260_toy.ipynb #221af8da
@@ -136,11 +137,8 @@ def make_toy(
         try: same = json.loads(made.read_text())==spec
         except (OSError, ValueError): same = False
         if same: return path
-        raise DataError(explain('this already exists and is not the toy data set that was asked for', path, 'Give another folder or remove this one'))
-    path.parent.mkdir(parents=True, exist_ok=True); tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
-    try:
+    with atomic_folder(path) as tmp:
         for part,(name,k) in enumerate((('train',n-nv),('valid',nv))):
             write_coco(toy_records(k, tmp/name, (seed,part), classes, colour), tmp/f'{name}.json')
-        (tmp/'toy.json').write_text(json.dumps(spec)); tmp.chmod(0o755); os.replace(tmp, path)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        (tmp/'toy.json').write_text(json.dumps(spec))
     return path
