@@ -214,7 +214,7 @@ def rles(self:Records,
     if self.masks is None: raise DataError(explain('these records have no masks', where=self.root, fix='Read a file with segmentations, or evaluate boxes'))
     from visdet.cv.masks import polygons_to_rle
     r = self[i]
-    return [m if isinstance(m,dict) else polygons_to_rle(m, r.size) for m in r.masks]
+    return [m if isinstance(m,dict) else polygons_to_rle([_decimals(p) for p in m], r.size) for m in r.masks]
 
 # %% ../../nbs/data/210_records.ipynb #eb38f3b4
 def _decimals(lo, ref=0.):
