@@ -12,7 +12,7 @@ from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastcore.foundation import L
 from torch.amp import GradScaler, autocast
 from ..core.basics import VisdetError, explain
-from ..data.targets import ragged
+from ..data.targets import Targets, ragged
 
 # %% ../../nbs/engine/610_callbacks.ipynb #b08782f4
 class ItemList(L):
@@ -82,10 +82,13 @@ class DecodeCallback(Callback):
 
 # %% ../../nbs/engine/610_callbacks.ipynb #79286ed8
 class TargetsToModel(Callback):
-    "Give the targets to models that need them in their forward"
-    order = 5
+    "Keep `Targets` whole, and give them to models that need them in their forward"
+    order = 9.5
     def before_batch(self):
-        if getattr(self.loss_func.model, 'needs_targets', False) and len(self.yb): self.learn.xb = (self.xb[0], self.yb[0])
+        if not len(self.yb): return
+        t = self.yb[0] if isinstance(self.yb[0], Targets) else Targets(self.yb[0])
+        self.learn.yb = (t,)
+        if getattr(self.loss_func.model, 'needs_targets', False): self.learn.xb = (self.xb[0], t)
     def after_batch(self): self.learn.xb = self.xb[:1]
 
 # %% ../../nbs/engine/610_callbacks.ipynb #106f25c1
