@@ -20,7 +20,7 @@ def make_norm(
     if norm is None: return None
     if callable(norm): return norm(nf)
     if norm == 'bn': return nn.BatchNorm2d(nf)
-    if norm == 'gn': return nn.GroupNorm(math.gcd(32, nf), nf)
+    if norm == 'gn': return nn.GroupNorm(max(1, min(math.gcd(32, nf), nf//2)), nf)
     raise ConfigError(unknown('norm', norm, ['bn', 'gn']))
 
 # %% ../../nbs/nn/300_layers.ipynb #fc06e1b3
