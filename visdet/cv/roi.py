@@ -15,37 +15,29 @@ from .boxes import *
 
 # %% ../../nbs/cv/150_roi.ipynb #93bbd053
 def _axis(lo, length, bins, s, n):
-    "Cells (R,bins,2s) int32 that the points of each bin touch along one axis, and their weights"
+    "Cells (R,bins,2s) int32, of `n`, that the points of each bin touch along one axis, and their weights"
     step = (length/bins)[:,None,None]
-    k,i = torch.arange(bins, device=lo.device, dtype=lo.dtype)[:,None], torch.arange(s, device=lo.device, dtype=lo.dtype)
-    c = lo[:,None,None]+k*step+(i+.5)*step/s
-    n = n if isinstance(n, int) else n[:,None,None].to(c.dtype)
+    k,i = (torch.arange(m, device=lo.device, dtype=lo.dtype) for m in (bins, s))
+    c = lo[:,None,None]+k[:,None]*step+(i+.5)*step/s
     seen = (c>=-1)&(c<=n)
-    c = c.clamp(min=0); c = c.clamp(max=n-1) if isinstance(n, int) else c.minimum(n-1)
+    c = c.clamp(0, n-1)
     low = c.nan_to_num(0.).floor()
-    high = (low+1).clamp(max=n-1) if isinstance(n, int) else (low+1).minimum(n-1)
     f = c-low
-    return torch.cat([low, high], -1).int(), torch.cat([(1-f)*seen, f*seen], -1)
+    return torch.cat([low, (low+1).clamp(max=n-1)], -1).int(), torch.cat([(1-f)*seen, f*seen], -1)
 
 # %% ../../nbs/cv/150_roi.ipynb #0ee8b116
-def _rows(feats):
-    "The cells of all maps as rows (sum B*H*W, C), map by map; without a copy for one map in channels_last format"
-    if len(feats)==1 and feats[0].is_contiguous(memory_format=torch.channels_last): return feats[0].permute(0,2,3,1).flatten(0,2)
-    return torch.cat([o.flatten(1).t() for f in feats for o in f])
-
-def _gather(rows, base, b, hw, bins, s, aligned):
-    "Bins (R,C,bh,bw) of the boxes `b`, in cells, whose map starts at row `base` and has `hw` cells"
-    (h,w),(bh,bw),(sh,sw) = hw,bins,s
+def _gather(feat, img, b, bins, points, aligned):
+    "Bins (R,C,bh,bw), channels last in memory, of boxes `b` in cells on the images `img`, with `points` (sh, sw) a side of each bin"
+    (h,w),(bh,bw),(sh,sw),n = feat.shape[-2:], bins, points, len(b)*bins[0]*bins[1]
     lo,size = b[:,:2], b[:,2:]-b[:,:2]
     if not aligned: size = size.clamp(min=1)
     x,wx = _axis(lo[:,0], size[:,0], bw, sw, w)
     y,wy = _axis(lo[:,1], size[:,1], bh, sh, h)
-    y = y*(w if isinstance(w, int) else w.int()[:,None,None])+base.int()[:,None,None]
-    idx = y[:,:,None,:,None]+x[:,None,:,None,:]
-    wt = (wy/(sh*sw))[:,:,None,:,None]*wx[:,None,:,None,:]
-    n,taps = len(b)*bh*bw, 4*sh*sw
-    out = F.embedding_bag(idx.view(n, taps), rows, per_sample_weights=wt.view(n, taps), mode='sum')
-    return out.view(len(b), bh, bw, rows.shape[1]).permute(0,3,1,2)
+    y,wy = (y+(img*h)[:,None,None])*w, wy/(sh*sw)
+    idx = (y[:,:,None,:,None]+x[:,None,:,None,:]).view(n, 4*sh*sw)
+    wt = (wy[:,:,None,:,None]*wx[:,None,:,None,:]).view(n, 4*sh*sw)
+    out = F.embedding_bag(idx, feat.permute(0,2,3,1).flatten(0,2), per_sample_weights=wt, mode='sum')
+    return out.view(len(b), bh, bw, feat.shape[1]).permute(0,3,1,2)
 
 # %% ../../nbs/cv/150_roi.ipynb #6e1b304d
 def _points(b, bins, aligned):
@@ -54,18 +46,18 @@ def _points(b, bins, aligned):
     if not aligned: size = size.clamp(min=1)
     return (size.flip(-1)/torch.tensor(bins, device=b.device)).nan_to_num(1.).ceil().long()
 
-def _roi_torch(rows, base, b, hw, bins, s, aligned):
-    "`_gather` with a fixed number of points, or with an adaptive one, group by group"
-    if s: return _gather(rows, base, b, hw, bins, (s,s), aligned)
-    kinds,which = _points(b, bins, aligned).clamp(min=0).unique(dim=0, return_inverse=True)
-    if not len(b): return _gather(rows, base, b, hw, bins, (1,1), aligned)
-    part = lambda o, m: o if isinstance(o, int) else o[m]
-    out,order = [],[]
+def _roi_torch(feat, rois, bins, scale, s, aligned):
+    "RoI Align by weighted rows, with a fixed number of points or an adaptive one, group by group"
+    img,b = rois[:,0].int(), rois[:,1:].to(feat.dtype)*scale-(.5 if aligned else 0.)
+    if s: return _gather(feat, img, b, bins, (s,s), aligned)
+    feat = feat.contiguous(memory_format=torch.channels_last)
+    kinds,which = _points(b, bins, aligned).unique(dim=0, return_inverse=True)
+    out = feat.new_empty((len(b), feat.shape[1], *bins))
     for i,(sh,sw) in enumerate(kinds.tolist()):
-        m = (which==i).nonzero()[:,0]; order.append(m)
-        r = _gather(rows, base[m], b[m], tuple(part(o, m) for o in hw), bins, (max(sh,1),max(sw,1)), aligned)
-        out.append(r if sh and sw else r*0)
-    return torch.cat(out)[torch.cat(order).argsort()]
+        m = (which==i).nonzero()[:,0]
+        y = _gather(feat, img[m], b[m], bins, (max(sh,1),max(sw,1)), aligned)
+        out.index_copy_(0, m, y if min(sh,sw)>0 else y*0)
+    return out
 
 # %% ../../nbs/cv/150_roi.ipynb #0825cbd1
 _roi_backends = ['torch','torchvision']
@@ -93,11 +85,10 @@ def roi_align(
 )->torch.Tensor: # (R,C,h,w)
     "Average of bilinear readings in each bin of each region (RoI Align)"
     bins,rois = _check_rois(rois, size, sampling_ratio), rois.detach()
+    if not len(rois): return feat.new_zeros(0, feat.shape[1], *bins)+feat[:0].sum()
     if _roi_backend(backend, feat.device)=='torchvision': return _tv_roi_align(feat, rois.to(feat.dtype), bins, scale, sampling_ratio, aligned)
     x = feat if feat.dtype in (torch.float32, torch.float64) else feat.float()
-    b = rois[:,1:].to(x.dtype)*scale-(.5 if aligned else 0.)
-    h,w = feat.shape[-2:]
-    return _roi_torch(_rows([x]), rois[:,0].long()*(h*w), b, (h,w), bins, sampling_ratio, aligned).to(feat.dtype)
+    return _roi_torch(x, rois, bins, scale, sampling_ratio, aligned).to(feat.dtype)
 
 # %% ../../nbs/cv/150_roi.ipynb #14facc80
 def roi_levels(
@@ -135,7 +126,9 @@ class RoIPooler(nn.Module):
         self.strides,self.size,self.sampling_ratio,self.aligned = list(strides),size,sampling_ratio,aligned
         self.canonical,self.canonical_level,self.backend = canonical,canonical_level,backend
     def extra_repr(self): return f'{self.strides}, size={self.size}, sampling_ratio={self.sampling_ratio}, aligned={self.aligned}'
-    def levels(self, rois): return roi_levels(rois[:,1:], self.strides, self.canonical, self.canonical_level)
+    def levels(self, rois):
+        "Index of the level (R,) that each of `rois` is read from"
+        return roi_levels(rois[:,1:], self.strides, self.canonical, self.canonical_level)
 
     def forward(self,
         feats, # List of (B,C,Hi,Wi), at least as many as strides; further ones are not used
@@ -144,25 +137,13 @@ class RoIPooler(nn.Module):
         "Features of each region"
         feats,rois = list(feats)[:len(self.strides)], rois.detach()
         if len(feats)<len(self.strides): raise ConfigError(explain(f'{len(feats)} feature maps for the strides {self.strides}'))
-        if len(feats)==1 or not len(rois): return self._one(0, feats, rois)+sum(f.sum()*0 for f in feats[1:])
-        one = _roi_backend(self.backend, rois.device)=='torch' and not all(f.is_contiguous(memory_format=torch.channels_last) for f in feats)
-        return self._joined(feats, rois) if one else self._by_level(feats, rois)
-
-    def _one(self, i, feats, rois): return roi_align(feats[i], rois, self.size, 1/self.strides[i], self.sampling_ratio, self.aligned, self.backend)
-
-    def _by_level(self, feats, rois):
-        "Each level for itself, then back in order"
+        one = lambda i, r: roi_align(feats[i], r, self.size, 1/self.strides[i], self.sampling_ratio, self.aligned, self.backend)
+        if len(feats)==1: return one(0, rois).contiguous()
         lvl,order = self.levels(rois).sort(stable=True)
         ns = torch.bincount(lvl, minlength=len(feats)).tolist()
-        out = [self._one(i, feats, r) for i,r in enumerate(rois[order].split(ns))]
-        return torch.cat(out)[order.argsort()]
-
-    def _joined(self, feats, rois):
-        "All levels as one matrix of rows"
-        lvl,bins,(B,_,_,_) = self.levels(rois), _check_rois(rois, self.size, self.sampling_ratio), feats[0].shape
-        x = [f if f.dtype in (torch.float32, torch.float64) else f.float() for f in feats]
-        t = torch.tensor([[*f.shape[-2:], f[:,0].numel()] for f in feats], device=rois.device)
-        (h,w,n),start = t[lvl].unbind(1), (t[:,2].cumsum(0)-t[:,2])[lvl]
-        scale = (1/torch.tensor(self.strides, dtype=x[0].dtype, device=rois.device))[lvl]
-        b = rois[:,1:].to(x[0].dtype)*scale[:,None]-(.5 if self.aligned else 0.)
-        return _roi_torch(_rows(x), start+rois[:,0].long()*(h*w), b, (h,w), bins, self.sampling_ratio, self.aligned).to(feats[0].dtype)
+        out = None
+        for i,(r,o) in enumerate(zip(rois[order].split(ns), order.split(ns))):
+            y = one(i, r)
+            if out is None: out = y.new_empty((len(rois), *y.shape[1:]))
+            out.index_copy_(0, o, y)
+        return out
