@@ -61,7 +61,8 @@ def rle_area(
 ): # int, or int64 (N,): pixels
     "Number of object pixels"
     if isinstance(rle, dict): return int(_coco.area(rle_normal(rle)))
-    return _coco.area([rle_normal(o) for o in rle]).astype(np.int64) if len(rle) else np.zeros(0, np.int64)
+    rs = [rle_normal(o) for o in rle]
+    return np.concatenate([np.zeros(0, np.int64), *(_coco.area(rs[i:i+200]) for i in range(0, len(rs), 200))]).astype(np.int64)
 
 def rle_to_box(
     rle, # One RLE dict or a list of N
