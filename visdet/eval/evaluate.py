@@ -11,7 +11,7 @@ import html, json, math, warnings
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..core.basics import ConfigError, DataError, atomic_write, explain, progress, unknown
-from ..cv.masks import rle_encode
+from ..cv.masks import paste_rles, rle_encode
 from ..data.records import Records, same_vocab
 from .match import *
 from .coco import *
@@ -55,7 +55,8 @@ def _check_image(d, row, records):
 
 # %% ../../nbs/eval/550_evaluate.ipynb #82cf34db
 def _rles(d, row, records):
-    "Compressed masks of `d`, painted in slices"
+    "Compressed masks of `d`"
+    if d.bitmaps is None and d.mask_probs is not None: return paste_rles(d.mask_probs, d.boxes, d.size)
     step = max(1, 64_000_000//max(1, int(d.size[0])*int(d.size[1]))); out = []
     for s in range(0, len(d), step):
         m = d[s:s+step].masks
