@@ -76,7 +76,7 @@ class DetEval:
         "Evaluate what was collected, and say why if it is worth nothing"
         self.evaluations = {e.kind: _seen_part(e).compute(warn=False) for e in self.evs}; self.reset()
         e = self.evaluations[self.kinds[0]]; why = None if e.stats['AP'] > 0 else e.notes[0]
-        if why and why != self.said: print(f'{why}. In the first epochs this is normal; if it stays, `learn.preflight()` finds the stage at fault')
+        if why and why != self.said: print(f'{why.rstrip("?.")}. In the first epochs this is normal; if it stays, `learn.preflight()` finds the stage at fault')
         self.said = why
     def __getstate__(self): return dict(vars(self), evs=[], evaluations={})
 

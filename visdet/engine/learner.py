@@ -19,6 +19,7 @@ from .columns import *
 from .ema import EMA
 from .loss import DetLoss
 from .optim import FusedAdamW
+import visdet.models.zoo
 
 # %% ../../nbs/engine/630_learner.ipynb #2101e3e1
 def _differences(dls, model):
@@ -47,8 +48,10 @@ def check_match(
 def _build(dls, name, kw):
     "The detector `name` for the data in `dls`"
     f = lookup('model', name); takes = inspect.signature(f).parameters
-    fit = dict(vocab=list(dls.vocab), in_chans=len(dls.norm[0]), norm=None)
-    return f(**{k: v for k,v in fit.items() if k in takes and v is not None and k not in kw}, **kw)
+    fit = dict(vocab=list(dls.vocab), in_chans=len(dls.norm[0]))
+    model = f(**{k: v for k,v in fit.items() if k in takes and k not in kw}, **kw)
+    if not kw.get('pretrained') and kw.get('weights') is None: model.norm = dls.norm
+    return model
 
 # %% ../../nbs/engine/630_learner.ipynb #9cd64f5e
 class DetSplitter:
