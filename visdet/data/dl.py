@@ -7,6 +7,7 @@ __all__ = ['default_workers', 'DetDL', 'as_items', 'grid', 'to_picture']
 
 # %% ../../nbs/data/287_dl.ipynb #100d4aa5
 import os, warnings
+from pathlib import Path
 from contextlib import contextmanager
 import numpy as np, torch
 from fastcore.basics import chunked, patch
@@ -170,14 +171,18 @@ def decode(self:DetDL, b):
     "The batch before normalisation, on the CPU: images as bytes (B,C,H,W)"
     return to_cpu(self.after_batch.decode(tuple(b)))
 
+def _unpadded(img, o):
+    "A picture and its objects without the padding"
+    h, w = o['size']
+    return np.ascontiguousarray(img[:h,:w]), o if o['masks'] is None else {**o, 'masks': o['masks'][:,:h,:w]}
+
 @patch
 def decode_batch(self:DetDL, b, max_n=9, full=True):
     "One pair (picture, objects) for each of the first `max_n` images"
     xb, *rest = self.decode(b)
     imgs = [o.permute(1, 2, 0).numpy() for o in xb[:max_n]]
     if rest and isinstance(rest[0], Targets):
-        objs = ragged(rest[0])[:max_n]
-        return L((np.ascontiguousarray(i[:o['size'][0],:o['size'][1]]), o) for i,o in zip(imgs, objs))
+        return L(_unpadded(i, o) for i,o in zip(imgs, ragged(rest[0])))
     seqs = [[o] if isinstance(o, Detections) else list(o) for o in rest]
     return L(zip(imgs, *seqs)) if rest else L((i,) for i in imgs)
 

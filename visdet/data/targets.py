@@ -126,6 +126,15 @@ def _pad_images(samples, pad):
     for o,s in zip(out, samples): o[:s.size[0],:s.size[1]] = s.image
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
+def _pad_masks(samples, size):
+    "(T,H,W) uint8 bitmaps of all objects, each painted at its image's size in the top left corner"
+    out, t = np.zeros((sum(len(s.boxes) for s in samples), *size), np.uint8), 0
+    for s in samples:
+        n = len(s.boxes)
+        if n: out[t:t+n,:s.size[0],:s.size[1]] = rasterise(s.masks or [[]]*n, s.size)
+        t += n
+    return out
+
 def collate(
     samples:list, # `Sample`s
     pad=32, # Sides of the batch are multiples of this, pixels; or a pair for height and width
@@ -133,7 +142,6 @@ def collate(
 )->tuple: # images (B,C,H,W) uint8, `Targets`
     "Samples to a padded batch"
     xb = _pad_images(samples, pad)
-    H, W = xb.shape[-2:]; mm = np.zeros((0, H, W), np.uint8)
-    if masks: mm = np.concatenate([mm] + [rasterise(s.masks or [[]]*len(s.boxes), (H, W)) for s in samples if len(s.boxes)])
+    mm = _pad_masks(samples, xb.shape[-2:]) if masks else np.zeros((0, *xb.shape[-2:]), np.uint8)
     g = lambda k: [getattr(s, k) for s in samples]
     return xb, make_targets(g('boxes'), g('labels'), g('size'), g('crowd'), g('scale'), g('id'), g('orig_size'), torch.from_numpy(mm))
