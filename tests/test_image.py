@@ -99,6 +99,16 @@ def test_suspiciously_large(monkeypatch):
         read_image(encode(PHOTO.resize((100, 100)), "PNG"))
 
 
+@pytest.mark.parametrize("turn", [1, 6])
+def test_reduced_decoding_keeps_the_order_of_height_and_width(turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encode(PHOTO.resize((64, 160) if turn == 6 else (160, 64)), "JPEG", exif=exif)
+    assert image_size(data) == (64, 160)
+    for ask, want in (((32, 40), (32, 80)), ((16, 40), (16, 40)), ((8, 40), (16, 40)), ((33, 20), (64, 160)), ((4, 81), (64, 160))):
+        assert read_image(data, at_least=ask).shape == (*want, 3)
+
+
 def test_same_bytes_without_torchvision(monkeypatch):
     for mode in ("RGB", "L", "CMYK"):
         data = encode(PHOTO.convert(mode), "JPEG")

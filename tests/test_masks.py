@@ -69,6 +69,13 @@ def test_polygons_and_rle_move_alike(m, x, y, w, h, sx, sy):
         assert (decode(scale_mask(o, (sx, sy), size), size) == m.repeat(sy, 0).repeat(sx, 1)).all()
 
 
+def test_crop_drops_what_lies_outside_and_keeps_the_rest():
+    square = [np.array([x, 2., x + 2, 2, x + 2, 4, x, 4]) for x in (0., 8, 20)]
+    assert [p.tolist() for p in crop_mask(square, (7, 0, 12, 9), (30, 30))] == [[1, 2, 3, 2, 3, 4, 1, 4]]
+    assert crop_mask(square, (0, 10, 30, 20), (30, 30)) == []
+    assert len(mask_to_polygons(np.eye(3))) == 3
+
+
 @given(st.lists(st.lists(coord, min_size=0, max_size=12).map(lambda p: p[:len(p) // 2 * 2]), max_size=3))
 @settings(max_examples=200, deadline=None)
 def test_any_polygons_follow_pycocotools(polys):

@@ -135,8 +135,8 @@ def resize_image(
     h, w = map(int, size)
     if min(h, w) < 1 or 0 in img.shape: raise DataError(explain(f'cannot resize an image of shape {img.shape} to {(h, w)}', fix='Both need at least one pixel'))
     if (h, w) == img.shape[:2]: return img
-    a = np.require(img if img.ndim == 3 else img[..., None], requirements='CW')[None]
-    out = F.interpolate(torch.from_numpy(a).permute(0, 3, 1, 2), size=(h, w), **_HOW[how])[0].permute(1, 2, 0).numpy()
+    a = np.require(img if img.ndim == 3 else img[..., None], requirements='CW')
+    out = F.interpolate(torch.from_numpy(a)[None].permute(0, 3, 1, 2), size=(h, w), **_HOW[how])[0].permute(1, 2, 0).numpy()
     return np.ascontiguousarray(out).reshape(h, w, *img.shape[2:])
 
 # %% ../../nbs/cv/170_image.ipynb #fe0c311e

@@ -233,7 +233,7 @@ def _taps(n, m, lo, hi, like):
 def _stretch(p, box, view):
     "The square `p` resized to `box`, cut to `view`; both (x1, y1, x2, y2) in whole pixels, ends excluded"
     (x1, y1, x2, y2), (l, t, r, b) = box, view; h, w, m = y2-y1, x2-x1, len(p)
-    if h*w > 4*(b-t)*(r-l)+4096: return _taps(h, m, t-y1, b-y1, p) @ p @ _taps(w, m, l-x1, r-x1, p).T
+    if h*w > 4*(b-t)*(r-l)+2**20: return _taps(h, m, t-y1, b-y1, p) @ p @ _taps(w, m, l-x1, r-x1, p).T
     return F.interpolate(p[None, None], size=(h, w), mode='bilinear', align_corners=False)[0, 0, t-y1:b-y1, l-x1:r-x1]
 
 def _plan(probs, boxes, size):
