@@ -145,7 +145,7 @@ def read_coco(
     pos = _lookup(cat, [o['id'] for o in cats], 'category id', notes); labels = np.where(pos>=0, to[pos] if len(to) else -1, -1)
     unknown = {t:cats[pos[t]]['name'] if pos[t]>=0 else cat[t] for t in np.flatnonzero(labels<0).tolist()} | {t:img[t] for t in np.flatnonzero(rows<0).tolist()}
     boxes,bad = _boxes(anns); boxes[:,2:] += boxes[:,:2]
-    hw = sizes.tolist(); store = _masks(anns, [hw[i] if i>=0 else None for i in rows.tolist()]) if masks else None
+    hw = sizes.tolist(); store = _masks(anns, [hw[i] if i>=0 else (0,0) for i in rows.tolist()]) if masks else None
     return repair(Raw(str(ann), [o['id'] for o in images], [str(o['file_name']) for o in images], sizes, rows, labels, boxes, names, cat_ids, _ann_ids(anns, ann), _floats([a.get('area') for a in anns]),
         _crowd(anns, notes), store, img_dir, unknown, bad, notes, fmt='xywh'), on_unknown, on_missing, verbose)
 

@@ -119,7 +119,7 @@ def _raw(where, t, ids, files, sizes, rows, label, box, vocab, bad, root, fmt):
     if 'crowd' in t: v,_ = _numbers(t.crowd.replace({'True':1,'False':0,'true':1,'false':0}).infer_objects()); n = int((~np.isin(v,(0,1))).sum()); crowd = v==1; notes += [f'{n:,} rows have a crowd that is neither 0 nor 1; read as 0'] if n else []
     if 'area' in t: areas = _numbers(t.area)[0]
     if 'segmentation' in t:
-        segs = [_json(o) for o in t.segmentation]; hw = sizes.tolist(); masks = _masks([dict(segmentation=o) for o in segs], [hw[i] if i>=0 else None for i in rows.tolist()])
+        segs = [_json(o) for o in t.segmentation]; hw = sizes.tolist(); masks = _masks([dict(segmentation=o) for o in segs], [hw[i] if i>=0 else (0,0) for i in rows.tolist()])
         if n := sum(o is None and isinstance(v,str) and v!='' for o,v in zip(segs,t.segmentation)): notes.append(f'{n:,} segmentations are not JSON and were left out')
     return Raw(where, ids, files, sizes, rows, labels, box, vocab, list(range(1,len(vocab)+1)), _ann_ids(t, where), areas, crowd, masks, root,
                {k:label[k] for k in np.flatnonzero(labels<0).tolist()}|{k:None for k in np.flatnonzero(rows<0).tolist()}, bad, notes, fmt=fmt)

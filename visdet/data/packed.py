@@ -139,9 +139,9 @@ def mask_areas(
 
 # %% ../../nbs/data/208_packed.ipynb #9882b7f5
 def _bad_polys(store):
-    "(P,) which polygons have fewer than three points, an odd count, or numbers that are not finite"
+    "(P,) which polygons have fewer than three points, an odd count, or numbers that are not finite or beyond a million"
     n = np.diff(store.poly)
-    return (n<6)|(n%2==1)|(_sums(~np.isfinite(store.xy), store.poly)>0)
+    return (n<6)|(n%2==1)|(_sums(~(np.abs(store.xy)<1e6), store.poly)>0)
 
 def _bad_rles(store, sizes):
     "(T,) which RLE strings do not decode to runs that fill an image of `sizes` (T,2)"

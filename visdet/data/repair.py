@@ -215,7 +215,7 @@ def _repair_masks(books, raw):
     polys,rles = mask_flaws(store, sizes)
     books.drop(rles, 'mask is damaged or made for another image size', '')
     lost = np.flatnonzero(np.diff(np.r_[0,np.cumsum(polys)][store.parts])>0)
-    books.note(lost[books.live[lost]], 'kept', 'broken polygons removed', 'fewer than 3 points, an odd count, or not finite')
+    books.note(lost[books.live[lost]], 'kept', 'broken polygons removed', 'fewer than 3 points, an odd count, not finite, or beyond a million pixels')
     store = drop_polygons(store, polys); bare = books.live&(store.kind==0)
     if (store.kind>0).any() and bare.any(): books.report.notes.append(f'{int(bare.sum()):,} annotations have no mask; their box stands in for it')
     return store if (store.kind>0).any() else None

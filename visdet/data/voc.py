@@ -17,7 +17,7 @@ from .repair import *
 from .store import *
 
 # %% ../../nbs/data/230_voc.ipynb #4c1b7394
-_coords = dict(one_based=(-1,-1,-1,-1), inclusive=(-1,-1,0,0), zero_based=(0,0,0,0))
+_coords = dict(inclusive=(-1,-1,0,0), one_based=(-1,-1,-1,-1), zero_based=(0,0,0,0))
 
 def _shift(coords):
     "What to add to the numbers of a file"
@@ -77,7 +77,7 @@ def read_voc(
     path, # Folder that holds Annotations/, JPEGImages/ (or images/) and ImageSets/
     split=None, # Name of a list in ImageSets/, or path of one; every XML file if None
     vocab=None, # Class names in the order wanted; all names that occur, sorted, if None
-    coords:str='one_based', # What the numbers mean: 'one_based', 'inclusive' or 'zero_based'
+    coords:str='inclusive', # What the numbers mean: 'inclusive', 'one_based' or 'zero_based'
     difficult:str='crowd', # Objects marked difficult: 'crowd', 'keep' or 'drop'
     truncated:str='keep', # Objects marked truncated: 'crowd', 'keep' or 'drop'
     ann_dir='Annotations', # Folder of the XML files, relative to `path`
@@ -105,6 +105,7 @@ def _raw(path, stems, files, sizes, rows, objs, vocab, add, flags, bad_images, i
     has = lambda how: np.array([any(flags[f]==how for f in o[2]) for o in objs], bool)
     bad = [(t,'no name or no bndbox',o[0]) for t,o in enumerate(objs) if o[3] or not o[0]]
     bad += [(t,'dropped on request',' '.join(sorted(objs[t][2]))) for t in np.flatnonzero(has('drop'))]
+    bad += [(t,'no area','its corners coincide') for t,o in enumerate(objs) if o[1][:2]==o[1][2:]]
     labels = np.array([to.get(o[0],-1) if o[0] else 0 for o in objs], np.int64)
     return Raw(str(path), stems, files, np.array(sizes,np.int64).reshape(-1,2), np.array(rows,np.int64), labels, np.array([o[1] for o in objs],float).reshape(-1,4)+add, vocab, list(range(1,len(vocab)+1)),
         crowd=has('crowd'), root=images, unknown={t:o[0] for t,o in enumerate(objs) if o[0] not in to}, bad=bad, bad_images=bad_images)
@@ -124,7 +125,7 @@ def write_voc(
     records:Records, # What to write
     path, # The folder to make: Annotations/ and ImageSets/Main/
     split:str='train', # Name of the list of images
-    coords:str='one_based', # How to write the numbers: 'one_based', 'inclusive' or 'zero_based'
+    coords:str='inclusive', # How to write the numbers: 'inclusive', 'one_based' or 'zero_based'
     drop_masks:bool=False, # Allow masks to be left out, which the format cannot hold
 )->Path: # `path`
     "Write records as a Pascal VOC folder without the pictures, whole or not at all"
