@@ -6,14 +6,13 @@
 __all__ = ['check_match', 'DetSplitter', 'det_learner']
 
 # %% ../../nbs/engine/630_learner.ipynb #c66dd9db
-import inspect, math, torch
+import inspect, torch
 import pandas as pd
-from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
 from fastcore.basics import patch
-from torch import nn
 from ..core.basics import ConfigError, explain
 from ..core.registry import lookup
+from ..data.targets import make_targets
 from .callbacks import *
 from .columns import *
 from .ema import EMA
@@ -65,7 +64,6 @@ class DetSplitter:
 @torch.no_grad()
 def _dry_run(dls, model, side=128):
     "Loss terms and detections of a blank image: what the model's columns will be"
-    from visdet.data.targets import make_targets
     p = next(model.parameters()); x = torch.zeros(1, len(dls.norm[0]), side, side, device=p.device)
     t = make_targets([[]], [[]], [(side, side)]); t = type(t)([o.to(p.device) for o in t]); mode = model.training
     with torch.random.fork_rng(devices=[p.device] if p.device.type == 'cuda' else []):
@@ -80,7 +78,7 @@ def _metrics(dls, det, metrics):
     if metrics is None: return []
     if not isinstance(metrics, str): return list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
     if metrics != 'coco': raise ConfigError(explain(f'unknown metrics {metrics!r}', where='det_learner', fix="Pass 'coco', None, or a list of fastai metrics; `coco_columns` makes other columns"))
-    return coco_columns(masks=det.mask_probs is not None and dls.valid.records.masks is not None)
+    return coco_columns(masks=det.mask_probs is not None and all(o.dataset.records.masks is not None for o in dls.valids.values()))
 
 def det_learner(
     dls, # `DetDataLoaders`
@@ -105,7 +103,26 @@ def det_learner(
     elif kwargs: raise ConfigError(explain(f'{sorted(kwargs)} are for building a model by name, but a finished model was passed', where='det_learner', fix='Pass them to the function that made the model'))
     check_match(dls, model)
     terms, det = _dry_run(dls, model)
-    track = TermTracker(); ema = [] if ema is False else [EMA() if ema is True else EMA(ema)]
+    dls.use_masks = det.mask_probs is not None
+    track = TermTracker(); avg = [] if ema is False else [EMA() if ema is True else EMA(ema)]
     learn = Learner(dls, model, loss_func or DetLoss(model), opt_func, lr, splitter or DetSplitter(model), metrics=track.columns(terms)+_metrics(dls, det, metrics), path=path, model_dir=model_dir,
-                    wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms, cbs=[track, DecodeCallback(), TargetsToModel(), AutocastDevice(), Watch(), *ema])
+                    wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms, cbs=[track, DecodeCallback(), TargetsToModel(), AutocastDevice(), Watch(), *avg])
     return learn.add_cbs(cbs)
+
+# %% ../../nbs/engine/630_learner.ipynb #0c0f4999
+def _group(learn):
+    "The `DetEval` behind the AP columns, or None"
+    return next((m.group for m in learn.metrics if isinstance(m, ApColumn)), None)
+
+@patch(as_prop=True)
+def evaluation(self:Learner):
+    "The `Evaluation` of boxes at the last validation"
+    g = _group(self)
+    if g is None or not g.evaluations: raise ConfigError(explain('nothing has been evaluated yet', where='learn.evaluation', fix="Call `learn.validate()` or `fit` with `metrics='coco'` first"))
+    return g.evaluations[g.kinds[0]]
+
+@patch
+def validate_all(self:Learner)->pd.DataFrame: # One row a set: valid_loss, loss terms, AP, ...
+    "Validate on every named validation set"
+    names = ['valid_loss', *self.metrics.attrgot('name')]
+    return pd.DataFrame({k: dict(zip(names, self.validate(dl=dl))) for k,dl in self.dls.valids.items()}).T
