@@ -60,14 +60,15 @@ def _class_curves(tp, fp, labels, n_gt, starts):
     for t in range(T):
         at = np.flatnonzero(tp[t]); wrong = np.r_[0, np.cumsum(fp[t])]; lab = labels[at]
         rel = wrong[at]-wrong[starts[lab]]; cuts = np.searchsorted(lab, np.arange(K+1))
-        for k in np.unique(lab): out[t,:,k] = _curve(rel[cuts[k]:cuts[k+1]], need_tp[k])
+        for k in np.flatnonzero(np.diff(cuts)): out[t,:,k] = _curve(rel[cuts[k]:cuts[k+1]], need_tp[k])
     return out
 
 def _final_recall(tp, labels, rank, n_gt, max_dets):
     "(T,K,M) share of the objects found by the best m detections of each class and image"
     K = len(n_gt); out = np.full((len(tp),K,len(max_dets)), np.nan); some = n_gt>0
-    for j,m in enumerate(max_dets):
-        for t,r in enumerate(tp&(rank<m)): out[t,some,j] = np.bincount(labels[r], minlength=K)[some]/n_gt[some]
+    for t in range(len(tp)):
+        at = np.flatnonzero(tp[t]); lab,r = labels[at],rank[at]
+        for j,m in enumerate(max_dets): out[t,some,j] = np.bincount(lab[r<m], minlength=K)[some]/n_gt[some]
     return out
 
 # %% ../../nbs/eval/510_coco.ipynb #2dbb6212
@@ -95,9 +96,9 @@ def coco_match(
 )->Matches:
     "Match detections with annotations of the same class by COCO's rules"
     dt,gt = (o.take(np.argsort(o.rows, kind='stable')) for o in (dt,gt)); thrs = np.atleast_1d(thrs)
-    full = rank_in_group(dt.rows*(1+dt.labels.max(initial=0))+dt.labels, dt.scores)>=max_det
-    if full.any(): dt = dt.take(~full)
-    return greedy_match(dt, gt, find_pairs(dt, gt, min(thrs.min(), 1-1e-10), kind=kind), thrs, sizes)
+    rank = rank_in_group(dt.rows*(1+dt.labels.max(initial=0))+dt.labels, dt.scores); keep = rank<max_det
+    if not keep.all(): dt,rank = dt.take(keep),rank[keep]
+    return greedy_match(dt, gt, find_pairs(dt, gt, min(thrs.min(), 1-1e-10), kind=kind), thrs, sizes, rank=rank)
 
 # %% ../../nbs/eval/510_coco.ipynb #d46c1da2
 def _coco_dicts(o, n_images, n_classes, with_rles):

@@ -21,9 +21,9 @@ def _index(m, thr):
 def _verdicts(m, thr, size='all'):
     "Detections by falling score: (label, score, right, wrong), and the label of each annotation that counts"
     if size not in m.sizes: raise ConfigError(explain(f'size is {size!r}', fix=f'Use one of {list(m.sizes)}'))
-    a,t = list(m.sizes).index(size), _index(m, thr); tp,fp = m.tp(a)
-    o = np.argsort(-m.dt.scores, kind='stable'); o = o[(tp[t]|fp[t])[o]]
-    return m.dt.labels[o], m.dt.scores[o].astype(float), tp[t][o], fp[t][o], m.gt.labels[~m.ignore[a]]
+    a,t = list(m.sizes).index(size), _index(m, thr); tp,fp = m.tp(a, t)
+    o = np.argsort(-m.dt.scores, kind='stable'); o = o[(tp|fp)[o]]
+    return m.dt.labels[o], m.dt.scores[o].astype(float), tp[o], fp[o], m.gt.labels[~m.ignore[a]]
 
 # %% ../../nbs/eval/520_curves.ipynb #e8e862b6
 def _points(score, tp, fp, n, every=False):

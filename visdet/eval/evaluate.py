@@ -146,7 +146,7 @@ def _why_zero(dt, gt, names):
     p = find_pairs(dt, gt, .5, same_class=False); wrong = dt.labels[p.d]!=gt.labels[p.g]
     if wrong.any():
         (a,b),c = (lambda u: (u[0][u[1].argmax()], u[1].max()))(np.unique(np.c_[gt.labels[p.g], dt.labels[p.d]][wrong], axis=0, return_counts=True))
-        return f'AP is 0: {len(np.unique(p.d[wrong]))} boxes lie on objects of another class, most often {names[a]!r} taken for {names[b]!r} ({c} times). Compare the class table of the model with that of the data'
+        return f'AP is 0: {len(np.unique(p.d[wrong]))} boxes lie on objects of another class, most often {names[a]!r} taken for {names[b]!r} ({c}x). Compare the class table of the model with that of the data'
     best = find_pairs(dt, gt, 1e-6, same_class=False).iou.max(initial=0)
     return f'AP is 0: no box overlaps any object by half, the largest IoU is {best:.2f}. Are the boxes in pixels of the original image, and the images in the order of the records?'
 
@@ -155,8 +155,7 @@ class Evaluation:
     "COCO numbers of one set of detections, and everything that explains them"
     def __init__(self, tables, dt, gt, records, kind, backend, matches=None):
         self.tables,self.dt,self.gt,self.records,self.kind,self.backend = tables,dt,gt,records,kind,backend
-        self.names,self.stats,self._m = list(records.vocab),tables.stats(),{}
-        if matches is not None: self._m[None] = matches
+        self.names,self.stats,self._m = list(records.vocab),tables.stats(),{} if matches is None else {None: matches}
     @property
     def matches(self)->Matches:
         "The matches behind the numbers"

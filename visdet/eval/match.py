@@ -178,13 +178,13 @@ class Matches:
         "Detections whose own area lies outside size range number `a`"
         lo,hi = list(self.sizes.values())[a]
         return (self.dt.areas<lo)|(self.dt.areas>hi)
-    def found(self, a)->np.ndarray: # (T,D) int32: matched annotation or -1
-        "The match of every detection in size range number `a`"
-        r = np.full((len(self.thrs), len(self.dt)), -1, np.int32); r[:,self.cand] = self.match[a]
+    def found(self, a, t=slice(None))->np.ndarray: # (T,D) int32, or (D,) with one `t`: matched annotation or -1
+        "The match of every detection in size range number `a`, at all thresholds or at number `t`"
+        m = self.match[a][t]; r = np.full((*m.shape[:-1], len(self.dt)), -1, np.int32); r[...,self.cand] = m
         return r
-    def tp(self, a)->tuple: # Two (T,D) bool arrays
+    def tp(self, a, t=slice(None))->tuple: # Two (T,D) or (D,) bool arrays
         "Detections that are right, and those that are wrong; those in neither do not count"
-        m = self.found(a); hit = m>=0; ign = self.ignore[a][m] & hit if len(self.gt) else hit
+        m = self.found(a, t); hit = m>=0; ign = self.ignore[a][m] & hit if len(self.gt) else hit
         return hit&~ign, ~hit&~self.outside(a)
 
 # %% ../../nbs/eval/500_match.ipynb #34c69497
@@ -208,12 +208,13 @@ def greedy_match(
     thrs=IOU_THRS, # (T,) IoU thresholds
     sizes:dict=SIZES, # Name -> (lowest, highest) area of the objects that count
     same_class:bool=True, # False: all detections of an image compete, whatever their class
+    rank:np.ndarray|None=None, # (D,) from `rank_in_group`, where it is known already
 )->Matches:
     "COCO's greedy matching of detections to annotations, all images at once"
     thrs = np.atleast_1d(np.asarray(thrs, dtype=np.float64)); k = 1+dt.labels.max(initial=0)
-    rank = rank_in_group(_groups(dt, same_class, k), dt.scores)
+    if rank is None: rank = rank_in_group(_groups(dt, same_class, k), dt.scores)
     ignore = np.stack([gt.crowd|(gt.areas<lo)|(gt.areas>hi) for lo,hi in sizes.values()])
-    cand = np.unique(pairs.d); pos = np.full(len(dt), -1); pos[cand] = np.arange(len(cand))
+    cand = pairs.d[np.r_[True, np.diff(pairs.d)!=0]] if len(pairs) else pairs.d; pos = np.full(len(dt), -1); pos[cand] = np.arange(len(cand))
     match = np.full((len(sizes), len(thrs), len(cand)), -1, np.int32)
     o = np.lexsort((pairs.g, pairs.d, rank[pairs.d]))
     _play(pairs.d[o], pairs.g[o], pairs.iou[o], pos, rank, gt.crowd, ignore, thrs, match)
