@@ -30,10 +30,11 @@ def _sort_errors(m, fg, bg, kind):
     return what, np.select([what==0, what==1], [sat, oat], -1), tp
 
 # %% ../../nbs/eval/540_errors.ipynb #70b38143
-def _ap(labels, scores, tp, fp, n_gt):
-    "Mean AP over classes at one threshold from loose lists of right and wrong detections"
+def _ap(labels, scores, tp, fp, n_gt, gone=0):
+    "Mean AP over classes at one threshold; a class whose objects are all `gone` counts 0 if it has wrong detections, else not at all"
     o = np.lexsort((-scores, labels)); starts = np.searchsorted(labels[o], np.arange(len(n_gt)))
-    return _mean(_class_curves(tp[None,o], fp[None,o], labels[o], n_gt, starts)[0].mean(0))
+    ap = _class_curves(tp[None,o], fp[None,o], labels[o], n_gt-gone, starts)[0].mean(0)
+    return _mean(np.where((n_gt==gone)&(n_gt>0)&(np.bincount(labels[fp], minlength=len(n_gt))>0), 0, ap))
 
 def _fixed(k, m, what, target, tp, fp):
     "Labels, right and wrong after correcting errors of kind number `k`"
@@ -71,7 +72,7 @@ def error_types(
     seen = np.r_[m.found(0)[0][tp], target[(what==0)|(what==1)]]; missed = np.setdiff1d(np.flatnonzero(~gt.crowd), seen)
     n = np.bincount(gt.labels[~gt.crowd], minlength=K); gone = np.bincount(gt.labels[missed], minlength=K); s = dt.scores
     ap = _ap(dt.labels, s, tp, fp, n); fixed = [_fixed(k, m, what, target, tp, fp) for k in range(5)]
-    new = [_ap(l, s, t, f, n) for l,t,f in fixed]+[_ap(dt.labels, s, tp, fp, n-gone)]
+    new = [_ap(l, s, t, f, n) for l,t,f in fixed]+[_ap(dt.labels, s, tp, fp, n, gone)]
     table = pd.DataFrame(dict(count=[int((what==k).sum()) for k in range(5)]+[len(missed)], gain=np.array(new)-ap, ap=new), index=pd.Index([*KINDS,'missed'], name='kind')); table.attrs['fg'] = fg
     per = pd.DataFrame({o: np.bincount(dt.labels[what==k], minlength=K) for k,o in enumerate(KINDS)}|{'missed': gone}, index=pd.Index(names, name='class'))
     w = np.flatnonzero(fp); det = pd.DataFrame(dict(row=dt.rows[w], label=dt.labels[w], score=s[w], kind=[KINDS[k] for k in what[w]], object=target[w]))
