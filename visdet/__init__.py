@@ -8,7 +8,7 @@ __version__ = "0.0.1"
 _lazy = {
     "create_model": "visdet.models.zoo",
     "list_models": "visdet.models.zoo",
-    "load": "visdet.deploy.save",
+    "load": "visdet.deploy.predict",
 }
 __all__ = ["__version__", *_lazy]
 
