@@ -9,7 +9,7 @@ __all__ = ['imagenet_stats', 'zero_padding', 'norm_stats', 'Normalize', 'affine_
 import math
 import numpy as np, torch
 from fasttransform import ItemTransform
-from ..core.basics import ConfigError, explain, need, unknown
+from ..core.basics import ConfigError, explain, unknown
 from .targets import Targets
 
 # %% ../../nbs/data/280_batch.ipynb #79248fbd
@@ -144,7 +144,7 @@ class KorniaJitter(ItemTransform):
         *augs, # kornia augmentations that leave pixels where they are
     ):
         super().__init__()
-        base = need('kornia.augmentation', 'aug').IntensityAugmentationBase2D
+        from kornia.augmentation import IntensityAugmentationBase2D as base
         bad = [o for o in augs if not isinstance(o, base)]
         if bad: raise ConfigError(explain(f'{type(bad[0]).__name__} is not an intensity augmentation of kornia', fix='Move images with the item transforms: RandomFlip, RandomCrop, RandomResize'))
         self.augs,self.key = augs,0

@@ -209,6 +209,12 @@ def _title(dl, o):
     name = Path(r.paths[o['id']]).name if r is not None and 0<=o['id']<len(r) else f"image {o['id']}"
     return f"{name}  {o['size'][1]}x{o['size'][0]}  {n or 'no'} object{'s'*(n!=1)}"
 
+def _show_truth(dl, img, o, ax, **kwargs):
+    "One picture with its objects; crowd regions say so"
+    v = dl.vocab; names = None if v is None else [*v, *[f'{k} (crowd)' for k in v]]
+    labels = o['labels'] if v is None else o['labels']+len(v)*o['crowd']
+    show_objects(img, o['boxes'], labels, masks=o['masks'], vocab=names, ax=ax, title=_title(dl, o), **kwargs)
+
 # %% ../../nbs/data/287_dl.ipynb #bd39491c
 @patch
 def show_batch(self:DetDL, b=None, max_n=9, ctxs=None, show=True, unique=False, ncols=None, width=None, **kwargs):
@@ -220,7 +226,7 @@ def show_batch(self:DetDL, b=None, max_n=9, ctxs=None, show=True, unique=False, 
     for ax,(img, *o) in zip(axs, its):
         if not o: show_objects(img, ax=ax, **kwargs)
         elif isinstance(o[0], Detections): o[0].show(ax=ax, image=img, **kwargs)
-        else: show_objects(img, o[0]['boxes'], o[0]['labels'], masks=o[0]['masks'], vocab=self.vocab, ax=ax, title=_title(self, o[0]), **kwargs)
+        else: _show_truth(self, img, o[0], ax, **kwargs)
 
 @patch
 def _unique(self:DetDL, n):
@@ -251,7 +257,7 @@ def show_results(self:DetDL, b, out, max_n=9, ctxs=None, show=True, score=.3, wi
     if not show: return res
     axs = ctxs or grid(2*len(res), _ratio([o[0] for o in res]), 2, width)
     for k,(img, o, d) in enumerate(res):
-        show_objects(img, o['boxes'], o['labels'], masks=o['masks'], vocab=self.vocab, ax=axs[2*k], title=_title(self, o), **kwargs)
+        _show_truth(self, img, o, axs[2*k], **kwargs)
         d.vocab = d.vocab or self.vocab
         d.show(ax=axs[2*k+1], image=img, title=f"{len(d)} detection{'s'*(len(d)!=1)} with score >= {score:g}", **kwargs)
 
