@@ -241,6 +241,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'visdet.data.coco._lookup': ('data/coco.html#_lookup', 'visdet/data/coco.py'),
                                   'visdet.data.coco._mask': ('data/coco.html#_mask', 'visdet/data/coco.py'),
                                   'visdet.data.coco._masks': ('data/coco.html#_masks', 'visdet/data/coco.py'),
+                                  'visdet.data.coco._no_gc': ('data/coco.html#_no_gc', 'visdet/data/coco.py'),
                                   'visdet.data.coco._result_rle': ('data/coco.html#_result_rle', 'visdet/data/coco.py'),
                                   'visdet.data.coco._results': ('data/coco.html#_results', 'visdet/data/coco.py'),
                                   'visdet.data.coco._rle': ('data/coco.html#_rle', 'visdet/data/coco.py'),
