@@ -62,10 +62,10 @@ def _roi_torch(feat, rois, bins, scale, s, aligned):
 # %% ../../nbs/cv/150_roi.ipynb #0825cbd1
 _roi_backends = ['torch','torchvision']
 
-def _roi_backend(name, device):
-    "The name of the backend to use"
+def _roi_backend(name, device, s):
+    "The name of the backend to use for `s` points a side"
     if name is not None and name not in _roi_backends: raise ConfigError(unknown('backend', name, _roi_backends))
-    return name or ('torch' if device.type=='cpu' else 'torchvision')
+    return name or ('torch' if device.type=='cpu' and s else 'torchvision')
 
 def _check_rois(rois, size, s):
     "Bins (h, w) for sound arguments, an error for others"
@@ -86,9 +86,9 @@ def roi_align(
     "Average of bilinear readings in each bin of each region (RoI Align)"
     bins,rois = _check_rois(rois, size, sampling_ratio), rois.detach()
     if not len(rois): return feat.new_zeros(0, feat.shape[1], *bins)+feat[:0].sum()
-    if _roi_backend(backend, feat.device)=='torchvision': return _tv_roi_align(feat, rois.to(feat.dtype), bins, scale, sampling_ratio, aligned)
     x = feat if feat.dtype in (torch.float32, torch.float64) else feat.float()
-    return _roi_torch(x, rois, bins, scale, sampling_ratio, aligned).to(feat.dtype)
+    if _roi_backend(backend, feat.device, sampling_ratio)=='torch': return _roi_torch(x, rois, bins, scale, sampling_ratio, aligned).to(feat.dtype)
+    return _tv_roi_align(x, rois.to(x.dtype), bins, scale, sampling_ratio, aligned).to(feat.dtype)
 
 # %% ../../nbs/cv/150_roi.ipynb #14facc80
 def roi_levels(
