@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'Parser', 'one_of', 'whole', 'real', 'setting', 'build_par
 
 # %% ../../nbs/cli/900_parser.ipynb #1b97288c
 import argparse, ast, textwrap
-from ..core.basics import ConfigError, unknown
+from ..core.basics import ConfigError, nearest, unknown
 
 # %% ../../nbs/cli/900_parser.ipynb #c291fa31
 class Parser(argparse.ArgumentParser):
@@ -30,6 +30,14 @@ def _see(message, prog):
 class _Help(argparse.RawDescriptionHelpFormatter):
     "Keeps the line breaks of descriptions; wide enough for the options"
     def __init__(self, prog): super().__init__(prog, max_help_position=30, width=110)
+    def add_argument(self, action):
+        super().add_argument(action)
+        if action.nargs == argparse.PARSER: self._action_max_length += 2 # the list of commands is indented further
+
+def _unknown_option(o, options):
+    "The message for an option that does not exist, with the nearest ones"
+    near = nearest(o.lstrip('-'), [x.lstrip('-') for x in options])
+    return f"unknown option {o!r}{'; did you mean '+' or '.join(repr('--'+x) for x in near)+'?' if near else ''}"
 
 # %% ../../nbs/cli/900_parser.ipynb #b5f7665c
 def one_of(
@@ -87,7 +95,8 @@ def _data(p):
 def _loading(p):
     "Options of the loaders"
     g = p.add_argument_group('images and batches')
-    g.add_argument('--size', type=whole(32), metavar='PIXELS', help="side of the square that images are fitted into; left out: MMDetection's rule, short side 800, long side at most 1333")
+    g.add_argument('--size', type=whole(32), metavar='PIXELS', help='short side of the images, the long side at most 5/3 of it; what most of your images have, at most 800, if left out')
+    g.add_argument('--aug', type=one_of('none', 'flip', 'default', 'strong'), default='default', metavar='KIND', help='augmentation: none | flip | default | strong')
     g.add_argument('--bs', type=whole(1), default=8, metavar='N', help='images in a batch (default 8)')
     g.add_argument('--workers', type=whole(0), metavar='N', help='processes that read images; chosen by the number of cores if left out')
     g.add_argument('--seed', type=whole(0), default=42, metavar='N', help='of order, augmentation and new weights (default 42)')
@@ -223,7 +232,7 @@ def parse_command(
     if argv[:1] == ['data'] and len(argv) > 1 and argv[1] not in ('show', 'convert', '-h', '--help'): argv.insert(1, 'show')
     args, rest = p.parse_known_args(argv); sub = getattr(args, 'parser', p)
     bad = [o.split('=')[0] for o in rest if o.startswith('-')]
-    if bad: sub.error('; '.join(unknown('option', o, sub.options) for o in bad))
+    if bad: sub.error('; '.join(_unknown_option(o, sub.options) for o in bad))
     if rest: sub.error(f"nothing is expected here: {' '.join(rest)}")
     lack = [f"--{o.replace('_', '-')}" for o in sub.needs if getattr(args, o) is None]
     if lack: sub.error(f"{' and '.join(lack)} {'is' if len(lack) == 1 else 'are'} needed")
