@@ -36,13 +36,14 @@ def plot_top_losses(self:Learner,
     largest:bool=True, # Largest first, or smallest
     dl=None, # Loader of images with annotations; the first validation set if None
     score:float=.3, # Least score of a detection that is drawn
+    width:float=None, # Of a picture, inches
     **kwargs, # For `show_objects`
 )->pd.DataFrame: # The table of `top_losses`
     "Draw truth (left) and detections (right) of the images a model does worst on"
     top = self.top_losses(k, largest, dl); dl = (dl or self.dls.valid)
     some = dl.new(dl.dataset.evaluating().but(records=dl.dataset.records.subset(top.row.to_numpy())), shuffle=False, drop_last=False, bs=len(top), num_workers=0)
     b = some.one_batch(); preds = self.get_preds(dl=[b])[0]
-    axs = grid(2*len(top), b[0].shape[-1]/b[0].shape[-2], ncols=2)
+    axs = grid(2*len(top), b[0].shape[-1]/b[0].shape[-2], ncols=2, width=width)
     some.show_results(b, preds, max_n=len(top), ctxs=axs, score=score, **kwargs)
     for ax,l in zip(axs[::2], top.loss): ax.set_title(f'loss {l:.3g}: {ax.get_title()}', fontsize=ax.title.get_fontsize())
     return top
