@@ -222,6 +222,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'visdet.cv.roi._points': ('cv/roi.html#_points', 'visdet/cv/roi.py'),
                                'visdet.cv.roi._roi_backend': ('cv/roi.html#_roi_backend', 'visdet/cv/roi.py'),
                                'visdet.cv.roi._roi_torch': ('cv/roi.html#_roi_torch', 'visdet/cv/roi.py'),
+                               'visdet.cv.roi._roi_torchvision': ('cv/roi.html#_roi_torchvision', 'visdet/cv/roi.py'),
                                'visdet.cv.roi.roi_align': ('cv/roi.html#roi_align', 'visdet/cv/roi.py'),
                                'visdet.cv.roi.roi_levels': ('cv/roi.html#roi_levels', 'visdet/cv/roi.py'),
                                'visdet.cv.roi.to_rois': ('cv/roi.html#to_rois', 'visdet/cv/roi.py')},
