@@ -74,6 +74,14 @@ def _check_rois(rois, size, s):
     if len(bins)!=2 or min(bins)<1 or s<0 or s!=int(s): raise ConfigError(explain(f'size must be positive and sampling_ratio a whole number, not {size} and {s}'))
     return bins
 
+def _roi_torchvision(feat, rois, bins, scale, s, aligned):
+    "torchvision's kernel, kept from inverted regions and NaN"
+    broken = rois.isnan().any(1)[:,None]
+    b = rois.masked_fill(broken, 0.)
+    if not s: b = torch.cat([b[:,:3], b[:,3:].maximum(b[:,1:3])], 1)
+    nan = torch.zeros_like(rois[:,:1]).masked_fill(broken, math.nan)
+    return _tv_roi_align(feat, b, bins, scale, s, aligned).add_(nan[:,:,None,None])
+
 def roi_align(
     feat:torch.Tensor, # (B,C,H,W) features
     rois:torch.Tensor, # (R,5): batch index, x1, y1, x2, y2 in pixels
@@ -88,7 +96,7 @@ def roi_align(
     if not len(rois): return feat.new_zeros(0, feat.shape[1], *bins)+feat[:0].sum()
     x = feat if feat.dtype in (torch.float32, torch.float64) else feat.float()
     if _roi_backend(backend, feat.device, sampling_ratio)=='torch': return _roi_torch(x, rois, bins, scale, sampling_ratio, aligned).to(feat.dtype)
-    return _tv_roi_align(x, rois.to(x.dtype), bins, scale, sampling_ratio, aligned).to(feat.dtype)
+    return _roi_torchvision(x, rois.to(x.dtype), bins, scale, sampling_ratio, aligned).to(feat.dtype)
 
 # %% ../../nbs/cv/150_roi.ipynb #14facc80
 def roi_levels(
