@@ -6,7 +6,7 @@
 __all__ = ['read_coco', 'write_coco', 'read_coco_results']
 
 # %% ../../nbs/data/220_coco.ipynb #1bf05a8e
-import json
+import contextlib, gc, json
 from pathlib import Path
 import numpy as np
 from pycocotools import mask as cocomask
@@ -16,11 +16,19 @@ from .records import *
 from .repair import *
 
 # %% ../../nbs/data/220_coco.ipynb #c9e8dd0b
+@contextlib.contextmanager
+def _no_gc():
+    "Hold the garbage collector while many objects are made and none is dropped"
+    was = gc.isenabled(); gc.disable()
+    try: yield
+    finally: gc.enable() if was else None
+
 def _load_json(path):
     "Parse a JSON file, or say why it is none"
     path = Path(path)
     if not path.is_file(): raise DataError(explain('there is no such file' if not path.exists() else 'this is a folder, not a file', path, 'Give the path of the annotation file'))
-    try: return json.loads(path.read_bytes().decode('utf-8-sig'))
+    try:
+        with _no_gc(): return json.loads(path.read_bytes().decode('utf-8-sig'))
     except (ValueError, RecursionError) as e: raise DataError(explain(f'this is not a JSON file ({e})'[:200], path, 'Check that the download or export finished')) from e
 
 def _load_coco(path):

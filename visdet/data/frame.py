@@ -12,7 +12,7 @@ import numpy as np
 from ..core.basics import ConfigError, DataError, atomic_write, explain, unknown
 from .packed import *
 from .records import *
-from .records import _segmentation
+from .records import _segmentations
 from .repair import *
 from .coco import _masks, _lookup
 
@@ -133,7 +133,7 @@ def write_df(
     import pandas as pd
     rows = np.repeat(np.arange(len(records)), records.counts); r = records
     d = pd.DataFrame(dict(image=rows, **dict(zip(_needed[1:5], r.boxes.astype(float).T)), label=np.array(r.vocab+[None], object)[r.labels], crowd=r.crowd.astype(int), area=r.areas.astype(float), ann_id=np.array(r.ann_ids.tolist(), object)))
-    if r.masks is not None: d['segmentation'] = [json.dumps(_segmentation(r.masks.item(t, r.sizes[i]), r.sizes[i])) for t,i in enumerate(rows)]
+    if r.masks is not None: d['segmentation'] = list(map(json.dumps, _segmentations(r)))
     d = pd.concat([d, pd.DataFrame(dict(image=np.flatnonzero(r.counts==0)))], ignore_index=True).sort_values('image', kind='stable', ignore_index=True)
     i = d.pop('image').to_numpy(int); paths = np.array(list(r.files), object)
     d.insert(0, 'image_path', paths[i]); d.insert(1, 'image_id', np.array(list(r.ids.tolist()), object)[i]); d.insert(2, 'width', r.sizes[i,1]); d.insert(3, 'height', r.sizes[i,0])

@@ -226,10 +226,11 @@ def _xywh(boxes):
     "(T,4) float64 x, y, w, h that read back as exactly these float32 corners"
     xy = _decimals(boxes[:,:2]); return np.c_[xy, _decimals(boxes[:,2:], xy)]
 
-def _segmentation(m, size):
-    "A mask as COCO JSON has it"
-    if isinstance(m,dict): return dict(size=[int(o) for o in size], counts=m['counts'].decode())
-    return [_decimals(p).tolist() for p in m] if m else []
+def _segmentations(r):
+    "The segmentation of every annotation as COCO JSON has it"
+    m,xy = r.masks,_decimals(r.masks.xy); parts,poly,rle = m.parts.tolist(),m.poly.tolist(),m.rle.tolist(); text = m.counts.tobytes().decode()
+    hw = np.repeat(r.sizes, r.counts, axis=0).tolist()
+    return [dict(size=hw[t], counts=text[rle[t]:rle[t+1]]) if k==2 else [xy[poly[p]:poly[p+1]].tolist() for p in range(parts[t], parts[t+1])] for t,k in enumerate(m.kind.tolist())]
 
 @patch
 def to_coco(self:Records)->dict: # Keys images, annotations, categories; only JSON types
@@ -240,7 +241,7 @@ def to_coco(self:Records)->dict: # Keys images, annotations, categories; only JS
     anns = [dict(id=a, image_id=ids[i], category_id=c, bbox=b, area=s, iscrowd=int(k)) for a,i,c,b,s,k in
             zip(ann_ids, row, cats, _xywh(self.boxes).tolist(), _decimals(self.areas).tolist(), self.crowd.tolist())]
     if self.masks is not None:
-        for t,a in enumerate(anns): a['segmentation'] = _segmentation(self.masks.item(t, self.sizes[row[t]]), self.sizes[row[t]])
+        for a,o in zip(anns, _segmentations(self)): a['segmentation'] = o
     return dict(images=images, annotations=anns, categories=[dict(id=i, name=c) for i,c in zip(self.cat_ids, self.vocab)])
 
 # %% ../../nbs/data/210_records.ipynb #be87af98
