@@ -18,7 +18,7 @@ from .columns import *
 from .ema import EMA
 from .loss import DetLoss
 from .optim import FusedAdamW
-import visdet.models.zoo
+import fastai.callback.all, visdet.models.zoo
 
 # %% ../../nbs/engine/630_learner.ipynb #2101e3e1
 def _differences(dls, model):
