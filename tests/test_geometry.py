@@ -119,6 +119,13 @@ def test_nms_ties_and_thresholds(b, t, seed):
     assert torch.equal(batched_nms(b, s, lab, t, max_num=3), want[:3])
 
 
+def test_overlap_equal_to_the_threshold_is_judged_in_float32():
+    b, s = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]]), torch.tensor([0.9, 0.8])
+    assert nms(b, s, 0.3).tolist() == [0]
+    assert batched_nms(b, s, torch.tensor([7, 7]), 0.3).tolist() == [0]
+    assert batched_nms(b, s, torch.tensor([7, 6]), 0.3).tolist() == [0, 1]
+
+
 def test_nms_refuses_what_has_no_order():
     b, s = rand_boxes(5), torch.rand(5)
     for bad in (math.nan, math.inf):
