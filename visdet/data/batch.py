@@ -44,6 +44,11 @@ def norm_stats(
     return mean, std
 
 # %% ../../nbs/data/280_batch.ipynb #4a24f6ff
+def _fused(x, k, o):
+    "`x*k+o` in float32, into the memory of the conversion where bytes are converted"
+    f = x.float()
+    return torch.addcmul(o, f, k) if f is x else torch.addcmul(o, f, k, out=f)
+
 class Normalize(ItemTransform):
     "Bytes to normalised floats, padding exactly zero; decodes back to bytes for showing"
     order = 99
@@ -68,10 +73,8 @@ class Normalize(ItemTransform):
         if c!=len(self.mean): raise ConfigError(explain(f'images of {c} channels meet a normalisation for {len(self.mean)}', fix='Set in_chans and norm of the loaders alike'))
         if x.is_contiguous(memory_format=torch.channels_last) and c>1:
             k, o = self._factors(x.device, w)
-            x = torch.addcmul(o, x.permute(0, 2, 3, 1).reshape(n, h, w*c).float(), k).view(n, h, w, c).permute(0, 3, 1, 2)
-        else:
-            k, o = (f[:,None,None] for f in self._factors(x.device))
-            x = torch.addcmul(o, x.float(), k)
+            x = _fused(x.permute(0, 2, 3, 1).reshape(n, h, w*c), k, o).view(n, h, w, c).permute(0, 3, 1, 2)
+        else: x = _fused(x, *(f[:,None,None] for f in self._factors(x.device)))
         fmt = torch.channels_last if self.channels_last else torch.contiguous_format
         return (zero_padding(x, t.sizes).contiguous(memory_format=fmt), *b[1:])
 

@@ -8,8 +8,9 @@ __all__ = ['Sample', 'with_objects', 'Targets', 'make_targets', 'ragged', 'flat'
 # %% ../../nbs/data/200_targets.ipynb #fa1da595
 from dataclasses import dataclass, replace
 import numpy as np, torch
+import pycocotools.mask as coco
 from ..core.basics import DataError, explain
-from ..cv.masks import rasterise
+from ..cv.masks import as_rle, polygons_to_rle
 
 # %% ../../nbs/data/200_targets.ipynb #710dfcf6
 @dataclass
@@ -126,13 +127,25 @@ def _pad_images(samples, pad):
     for o,s in zip(out, samples): o[:s.size[0],:s.size[1]] = s.image
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
+def _paint(out, m, size):
+    "Paint one mask item of an image of `size` into the zeroed bitmap `out`"
+    x0 = y0 = 0
+    if isinstance(m, (list, tuple)):
+        m = [p for p in (np.asarray(o, np.float64).ravel() for o in m) if p.size>=6]
+        if not m: return
+        xy = np.concatenate(m).reshape(-1, 2)
+        x0, y0 = (max(int(o)-1, 0) for o in np.floor(xy.min(0)))
+        x1, y1 = (min(int(o)+1, n) for o,n in zip(np.ceil(xy.max(0)), size[::-1]))
+        if x1<=x0 or y1<=y0: return
+        m, size = polygons_to_rle([p-np.tile([x0, y0], p.size//2) for p in m], (y1-y0, x1-x0)), (y1-y0, x1-x0)
+    r = as_rle(m, size); x, y, w, h = (int(o) for o in coco.toBbox(r))
+    out[y0+y:y0+y+h,x0+x:x0+x+w] = coco.decode(r)[y:y+h,x:x+w]
+
 def _pad_masks(samples, size):
     "(T,H,W) uint8 bitmaps of all objects, each painted at its image's size in the top left corner"
-    out, t = np.zeros((sum(len(s.boxes) for s in samples), *size), np.uint8), 0
-    for s in samples:
-        n = len(s.boxes)
-        if n: out[t:t+n,:s.size[0],:s.size[1]] = rasterise(s.masks or [[]]*n, s.size)
-        t += n
+    items = [(m, s.size) for s in samples for m in s.masks or [[]]*len(s.boxes)]
+    out = np.zeros((len(items), *size), np.uint8)
+    for o,(m, sz) in zip(out, items): _paint(o, m, sz)
     return out
 
 def collate(
