@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
+from pycocotools import mask as cocomask
 from pycocotools.coco import COCO
 
 from visdet.core.basics import VisdetError
@@ -103,9 +104,14 @@ def test_toy_through_all(tmp_path):
     y = read_yolo(write_yolo(a, tmp_path/'y', masks='drop', drop_crowd=True, images='link'), 'train'); assert len(y.boxes)==(~a.crowd).sum()
     same(a, Records.load(a.save(tmp_path/'s'))); assert len(make_toy(tmp_path/'toy', n=10).name)==3
 
+@pytest.mark.parametrize('rle', [dict(size=[60,40],counts=[2400]), dict(size=[40,60],counts=[2399]), dict(size=[40,60],counts='PQ1'), dict(size=[40,60],counts=[-1,2401]), dict(size=[40],counts=[2400]), dict(counts=[2400]), dict(size=[40,60])])
+def test_rle_of_another_image_is_dropped(rle, tmp_path):
+    d = copy.deepcopy(BASE); d['annotations'][2]['segmentation'] = rle; (tmp_path/'x.json').write_text(json.dumps(d)); r = read_coco(tmp_path/'x.json', verbose=False); books(r)
+    assert r.report.df[['ann','action']].values.tolist()==[[2,'dropped']] and 'mask' in r.report.df.why[0] and all(cocomask.decode(m).shape==o.size for o in r for m in r.rles(o.row))
+
 # ---------------------------------------------------------------- fuzz
 junk = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(-3,3), st.floats(), st.text(max_size=4), st.just([]), st.just({}), st.lists(st.floats(), max_size=5), st.just([[1,2,3]]), st.just(10**400), st.just('\ud800'), st.just('a\0b'),
-                 st.just({'size':[40,60],'counts':'0'}), st.just({'size':[40,60],'counts':[2400]}), st.just({'size':[40,60],'counts':[-1,2401]}), st.just({'size':[40,60],'counts':'\xff~~'}), st.lists(st.lists(st.floats(), max_size=8), max_size=3))
+                 st.just({'size':[40,60],'counts':'0'}), st.just({'size':[40,60],'counts':[2400]}), st.just({'size':[60,40],'counts':[2400]}), st.just({'size':[40,60],'counts':'PQ1'}), st.just({'size':[40,60],'counts':[-1,2401]}), st.just({'size':[40,60],'counts':'\xff~~'}), st.lists(st.lists(st.floats(), max_size=8), max_size=3))
 tri = [0,0,4,0,0,3]
 BASE = dict(images=[dict(id=1,file_name='a.png',height=40,width=60), dict(id=2,file_name='b.png',height=30,width=30)], categories=[dict(id=3,name='cat'), dict(id=7,name='dog')],
     annotations=[dict(id=i, image_id=1+i%2, category_id=(3,7)[i%2], bbox=[i,2,10,10.5], area=100, iscrowd=i%2, segmentation=s) for i,s in enumerate([[tri],[tri,tri],dict(size=[40,60],counts=[0,5,2395]),[],None])])
@@ -148,7 +154,7 @@ def test_fuzz_coco(d, folder, drop, home):
     p = home/'x.json'; p.write_text(json.dumps(d)); how = 'drop' if drop else 'error'
     r = survives(lambda: read_coco(p, home/'images' if folder else None, on_unknown=how, on_missing=how, verbose=False))
     if r is not None:
-        if r.masks is not None: [r.rles(i) for i in range(len(r))]
+        for o in r if r.masks is not None else (): assert all(cocomask.decode(m).shape==o.size and m['size']==list(o.size) for m in r.rles(o.row))
         b = survives(lambda: read_coco(write_coco(r, home/'y.json'), home/'images' if folder else None, verbose=False)); assert b is not None; np.testing.assert_array_equal(b.boxes, r.boxes)
 
 @quick
