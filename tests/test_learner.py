@@ -17,6 +17,12 @@ from visdet.models.zoo import list_models
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
 SMALL = dict(body="test_resnet", channels=16)
+TINY = dict(
+    retinanet=dict(num_convs=1),
+    fcos=dict(num_convs=1),
+    faster_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10),
+    mask_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10, mask_channels=16, mask_convs=1),
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def loaders(recs, **kw):
 def learn(request, recs, tmp_path):
     "A learner for each registered model"
     seed_everything(0)
-    res = det_learner(loaders(recs), request.param, path=tmp_path, **SMALL)
+    res = det_learner(loaders(recs), request.param, path=tmp_path, **SMALL, **TINY.get(request.param, {}))
     with res.no_bar(), res.no_logging():
         yield res
 
@@ -135,7 +141,7 @@ def test_masks_are_read_only_for_models_that_predict_them(recs):
     det_learner(dls, "retinanet", num_convs=1, **SMALL)
     assert not dls.use_masks
     if "mask_rcnn" in list_models():
-        learn = det_learner(dls, "mask_rcnn", **SMALL)
+        learn = det_learner(dls, "mask_rcnn", **SMALL, **TINY["mask_rcnn"])
         assert dls.use_masks and "mask_AP" in learn.metrics.attrgot("name")
 
 
