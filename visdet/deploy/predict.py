@@ -18,7 +18,7 @@ from ..data.items import as_image
 from ..data.targets import Sample, collate
 from ..data.transforms import Resize, fit_size
 from .save import load_model, model_card
-from ..engine.callbacks import carry_back
+from ..engine.carry import carry_back
 
 # %% ../../nbs/deploy/710_predict.ipynb #5732a32e
 SUFFIXES = '.jpg .jpeg .png .bmp .webp .tif .tiff .gif .ppm .pgm'.split()

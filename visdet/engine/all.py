@@ -1,0 +1,10 @@
+"""Training: learner, loss, callbacks, checkpoints, and the registry: what a user of MMEngine looks for."""
+from visdet.core.registry import register, entry, names, lookup, params, check_kwargs, KINDS
+from visdet.engine.loss import *
+from visdet.engine.optim import *
+from visdet.engine.callbacks import *
+from visdet.engine.columns import *
+from visdet.engine.ema import *
+from visdet.engine.checkpoint import *
+from visdet.engine.learner import *
+from visdet.engine.show import *
