@@ -259,7 +259,7 @@ def show_results(self:DetDL, b, out, max_n=9, ctxs=None, show=True, score=.3, wi
     for k,(img, o, d) in enumerate(res):
         _show_truth(self, img, o, axs[2*k], **kwargs)
         d.vocab = d.vocab or self.vocab
-        d.show(ax=axs[2*k+1], image=img, title=f"{len(d)} detection{'s'*(len(d)!=1)} with score >= {score:g}", **kwargs)
+        d.show(ax=axs[2*k+1], image=img, title=f"{len(d)} detection{'s'*(len(d)!=1)} of {score:g} or more", **kwargs)
 
 # %% ../../nbs/data/287_dl.ipynb #cb1d15c0
 class _Joined(L):
