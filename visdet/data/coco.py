@@ -10,7 +10,7 @@ import contextlib, gc, json
 from pathlib import Path
 import numpy as np
 from pycocotools import mask as cocomask
-from ..core.basics import DataError, explain, atomic_write
+from ..core.basics import ConfigError, DataError, atomic_write, explain
 from .packed import *
 from .records import *
 from .repair import *
@@ -199,11 +199,14 @@ def read_coco_results(
     d,boxes,scores = _results(path)
     rows = _lookup([o['image_id'] for o in d], records.ids.tolist(), 'image id', []); labels = _lookup([o['category_id'] for o in d], records.cat_ids, 'category id', [])
     lost = np.flatnonzero((rows<0)|(labels<0))
-    if len(lost) and on_unknown!='drop':
-        o = d[lost[0]]; raise DataError(explain(f'{len(lost)} of {len(d)} detections are of an image or category the records do not have, the first of image {o["image_id"]!r}, category {o["category_id"]!r}', path, 'Read the matching annotation file, or pass on_unknown="drop"'))
+    if on_unknown not in ('error','drop'): raise ConfigError(f"on_unknown is 'error' or 'drop', not {on_unknown!r}")
+    if len(lost) and on_unknown=='error':
+        o = d[lost[0]]; what = f'{len(lost)} of {len(d)} detections are of an image or category the records do not have'
+        raise DataError(explain(f'{what}, the first of image {o["image_id"]!r}, category {o["category_id"]!r}', path, 'Read the matching annotation file, or pass on_unknown="drop"'))
     keep = np.flatnonzero((rows>=0)&(labels>=0)); keep = keep[np.lexsort((-scores[keep], rows[keep]))]
     parts = np.split(keep, np.searchsorted(rows[keep], np.arange(1,len(records))))
-    paint = lambda t, size: torch.from_numpy(np.stack([cocomask.decode(dict(size=list(size), counts=_result_rle(d[i], size, path))) for i in t]).astype(bool)) if masks and len(t) else None
+    rle = lambda i, size: dict(size=list(size), counts=_result_rle(d[i], size, path))
+    paint = lambda t, size: torch.from_numpy(np.stack([cocomask.decode(rle(i, size)) for i in t]).astype(bool)) if masks and len(t) else None
     return [Detections(torch.from_numpy(boxes[t]).float(), torch.from_numpy(scores[t]).float(), torch.from_numpy(labels[t]), r.size, records.vocab, bitmaps=paint(t, r.size), path=r.path) for r,t in zip(records, parts)]
 
 def _result_rle(o, size, path):

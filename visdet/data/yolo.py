@@ -125,6 +125,14 @@ def read_yolo(
     if not imgs: raise DataError(explain('there are no images', ', '.join(map(str,places)), f'Expected files ending in {" ".join(_exts)}'))
     return repair(_raw(path, base, imgs, [p for p in places if p.is_dir()], names, vocab), on_unknown, on_missing, verbose)
 
+def _label_files(folders, base):
+    "All label files of image folders that have a labels/ folder of their own"
+    out = {}
+    for p in folders:
+        lab = os.path.dirname(_label_path(p/'x.jpg', base))
+        if lab!=str(p): out |= {os.path.normpath(os.path.join(d,f)):1 for d,_,fs in os.walk(lab) for f in fs if f.endswith('.txt') and f!='classes.txt'}
+    return list(out)
+
 def _collect(base, imgs, folders):
     "Label lines of all images: rows, objects, sizes, unusable images, missing label files, and names of stray ones"
     rows,objs,sizes,bad,missing,of = [],[],[],{},0,{}
@@ -133,7 +141,7 @@ def _collect(base, imgs, folders):
         except DataError as e: sizes.append((0,0)); bad[i] = str(e)
         lp = _label_path(f, base); of[os.path.normpath(lp)] = i; got = _labels(lp); missing += got is None
         rows += [i]*len(got or ()); objs += got or ()
-    stray = [o for o in dict.fromkeys(os.path.normpath(os.path.join(r,f)) for p in folders if os.path.dirname(_label_path(p/'x.jpg', base))!=str(p) for r,_,fs in os.walk(os.path.dirname(_label_path(p/'x.jpg', base))) for f in fs if f.endswith('.txt') and f!='classes.txt') if o not in of]
+    stray = [o for o in _label_files(folders, base) if o not in of]
     names = {}
     for f in stray:
         got = _labels(f) or (); names |= {len(objs)+k: os.path.relpath(f, base) for k in range(len(got))}; rows += [-1]*len(got); objs += got
