@@ -1374,6 +1374,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'visdet.nn.mask_head.MaskHead.forward': ( 'nn/mask_head.html#maskhead.forward',
                                                                                'visdet/nn/mask_head.py'),
                                      'visdet.nn.mask_head.MaskHead.loss': ('nn/mask_head.html#maskhead.loss', 'visdet/nn/mask_head.py'),
+                                     'visdet.nn.mask_head._axis_weights': ('nn/mask_head.html#_axis_weights', 'visdet/nn/mask_head.py'),
+                                     'visdet.nn.mask_head._cut_cpu': ('nn/mask_head.html#_cut_cpu', 'visdet/nn/mask_head.py'),
                                      'visdet.nn.mask_head.cut_masks': ('nn/mask_head.html#cut_masks', 'visdet/nn/mask_head.py'),
                                      'visdet.nn.mask_head.mask_rows': ('nn/mask_head.html#mask_rows', 'visdet/nn/mask_head.py')},
             'visdet.nn.point_head': { 'visdet.nn.point_head.LevelScale': ('nn/point_head.html#levelscale', 'visdet/nn/point_head.py'),
