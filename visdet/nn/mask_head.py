@@ -52,6 +52,30 @@ def mask_rows(
     "Where the mask of each object is"
     return ((labels >= 0).flatten().cumsum(0)-1).clamp(min=0).view(labels.shape)
 
+def _axis_weights(lo, length, m, n):
+    "How much each of `n` pixels counts for each of `m` cells of a region: (P,m,n)"
+    s = (length/m).ceil().clamp(min=1)[:,None,None]
+    i, k = torch.arange(int(s.max())), torch.arange(m)[:,None]
+    c = lo[:,None,None]+(k+(i+.5)/s)*(length/m)[:,None,None]
+    w = ((i < s) & (c >= -1) & (c <= n))/s
+    c = c.clamp(0, n-1); low = c.floor(); f = c-low; low = low.long()
+    return torch.zeros(len(lo), m, n).scatter_add_(2, low, w*(1-f)).scatter_add_(2, (low+1).clamp(max=n-1), w*f)
+
+# %% ../../nbs/nn/385_mask_head.ipynb #c05d0af5
+def _cut_cpu(masks, rows, boxes, size, aligned):
+    "`cut_masks` as matrix products, object by object"
+    (H, W), lo, wh = masks.shape[1:], boxes[:,:2]-.5*aligned, boxes[:,2:]-boxes[:,:2]
+    if not aligned: wh = wh.clamp(min=1)
+    Y, X = _axis_weights(lo[:,1], wh[:,1], size, H), _axis_weights(lo[:,0], wh[:,0], size, W)
+    out = torch.zeros(len(rows), size, size)
+    for u in rows.unique().tolist():
+        i = (rows == u).nonzero()[:,0]
+        a, b = (lo[i].amin(0)-1).floor().clamp(min=0).int().tolist(), ((lo[i]+wh[i]).amax(0)+2).int().tolist()
+        y, x = slice(min(a[1], H-1), max(b[1], 1)), slice(min(a[0], W-1), max(b[0], 1))
+        part = Y[i][:,:,y].flatten(0, 1) @ masks[u,y,x].float()
+        out[i] = torch.bmm(part.view(len(i), size, -1), X[i][:,:,x].transpose(1, 2))
+    return out
+
 @torch.no_grad()
 def cut_masks(
     masks:torch.Tensor, # (T,H,W) uint8
@@ -60,11 +84,13 @@ def cut_masks(
     size:int, # Cells a side
     aligned:bool=True, # Half a pixel subtracted? See `roi_align`
 )->torch.Tensor: # (P,size,size) 0..1
-    "Masks cut to boxes"
-    used, inv = rows.unique(return_inverse=True)
-    rois = torch.cat([inv[:,None].float(), boxes.float()], 1)
-    return roi_align(masks[used][:,None].float(), rois, size, 1., 0, aligned, backend='torchvision')[:,0]
+    "Masks cut to boxes and averaged into cells"
+    if len(rows) == 0: return torch.zeros(0, size, size, device=boxes.device)
+    if not masks.is_cuda: return _cut_cpu(masks, rows, boxes.float(), size, aligned)
+    rois = torch.cat([rows[:,None].float(), boxes.float()], 1)
+    return roi_align(masks[:,None].float(), rois, size, 1., 0, aligned, backend='torchvision')[:,0]
 
+# %% ../../nbs/nn/385_mask_head.ipynb #510b51d0
 @patch
 def loss(self:MaskHead,
     logits:torch.Tensor, # (P,m,m)
