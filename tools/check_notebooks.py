@@ -110,6 +110,11 @@ def functions(tree):
             yield node.name, node.end_lineno - start + 1
 
 
+def importing(node):
+    "Is this statement an import, or an import guarded by `try`?"
+    return isinstance(node, (ast.Import, ast.ImportFrom)) or isinstance(node, ast.Try) and all(map(importing, node.body))
+
+
 def budgets(b):
     "Sizes and prose of one notebook"
     total = 0
@@ -119,8 +124,7 @@ def budgets(b):
         first = (code_lines(source(c)) or [""])[0][:40]
         yield from over(f"lines in the export cell {first!r}", n, "cell", b.name)
         body = ast.parse(source(c)).body
-        kinds = {isinstance(o, (ast.Import, ast.ImportFrom)) for o in body}
-        if len(kinds) > 1 and any(isinstance(o, (ast.Import, ast.ImportFrom)) for o in body):
+        if len({importing(o) for o in body}) > 1:
             yield "fail", f"{b.name}: the cell {first!r} mixes imports with other code"
     yield from over("exported lines", total, "notebook", b.name)
     for name, n in functions(b.tree(b.code)):
