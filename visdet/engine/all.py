@@ -8,3 +8,4 @@ from visdet.engine.ema import *
 from visdet.engine.checkpoint import *
 from visdet.engine.learner import *
 from visdet.engine.show import *
+from visdet.engine.preflight import *

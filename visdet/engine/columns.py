@@ -61,6 +61,7 @@ class DetEval:
     def add(self, learn):
         "Take the detections of one batch"
         recs = getattr(learn.dl, 'records', None)
+        if getattr(getattr(learn.dl, 'dataset', None), 'train', False): return self._say('AP is not computed on training images as they are augmented; use `learn.validate(dl=dls.train_eval)`')
         if recs is None or learn.training or hasattr(learn, 'gather_preds') or not isinstance(learn.pred, ItemBatch): return
         if not self.evs or self.evs[0].records is not recs: self.evs = [CocoEvaluator(recs, k, self.backend) for k in self.kinds]
         for e in self.evs: e.add(learn.pred.items, learn.pred.rows)
@@ -76,7 +77,9 @@ class DetEval:
         "Evaluate what was collected, and say why if it is worth nothing"
         self.evaluations = {e.kind: _seen_part(e).compute(warn=False) for e in self.evs}; self.reset()
         e = self.evaluations[self.kinds[0]]; why = None if e.stats['AP'] > 0 else e.notes[0]
-        if why and why != self.said: print(f'{why.rstrip("?.")}. In the first epochs this is normal; if it stays, `learn.preflight()` finds the stage at fault')
+        self._say(why and f'{why.rstrip("?.")}. In the first epochs this is normal; if it stays, `learn.preflight()` finds the stage at fault')
+    def _say(self, why):
+        if why and why != self.said: print(why)
         self.said = why
     def __getstate__(self): return dict(vars(self), evs=[], evaluations={})
 

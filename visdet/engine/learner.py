@@ -62,13 +62,13 @@ class DetSplitter:
 
 # %% ../../nbs/engine/630_learner.ipynb #59903afa
 @torch.no_grad()
-def _dry_run(dls, model, side=128):
+def _dry_run(dls, loss, side=128):
     "Loss terms and detections of a blank image: what the model's columns will be"
-    p = next(model.parameters()); x = torch.zeros(1, len(dls.norm[0]), side, side, device=p.device)
+    model = loss.model; p = next(model.parameters()); x = torch.zeros(1, len(dls.norm[0]), side, side, device=p.device)
     t = make_targets([[]], [[]], [(side, side)]); t = type(t)([o.to(p.device) for o in t]); mode = model.training
     with torch.random.fork_rng(devices=[p.device] if p.device.type == 'cuda' else []):
         raw = model.eval()(x, t) if model.needs_targets else model(x)
-        res = list(model.loss(raw, t)), model.decode(raw, t.sizes)[0]
+        res = list(loss.named(raw, t)), model.decode(raw, t.sizes)[0]
     model.train(mode)
     return res
 
@@ -84,7 +84,7 @@ def det_learner(
     dls, # `DetDataLoaders`
     model, # A detector, or the name of a registered one
     metrics='coco', # 'coco', None, or a list of fastai metrics
-    loss_func=None, # Callable of (raw, targets); `DetLoss(model)` by default
+    loss_func=None, # Callable of (raw, targets) instead of `model.loss`, see `DetLoss`
     opt_func=FusedAdamW, # fastai optimizer function
     lr:float=1e-3, # Learning rate where a verb gets none
     splitter=None, # Parameter groups; body, neck and head by default
@@ -102,10 +102,10 @@ def det_learner(
     if isinstance(model, str): model = _build(dls, model, kwargs)
     elif kwargs: raise ConfigError(explain(f'{sorted(kwargs)} are for building a model by name, but a finished model was passed', where='det_learner', fix='Pass them to the function that made the model'))
     check_match(dls, model)
-    terms, det = _dry_run(dls, model)
+    loss = loss_func if isinstance(loss_func, DetLoss) else DetLoss(model, loss_func); terms, det = _dry_run(dls, loss)
     dls.use_masks = det.mask_probs is not None
     track = TermTracker(); avg = [] if ema is False else [EMA() if ema is True else EMA(ema)]
-    learn = Learner(dls, model, loss_func or DetLoss(model), opt_func, lr, splitter or DetSplitter(model), metrics=track.columns(terms)+_metrics(dls, det, metrics), path=path, model_dir=model_dir,
+    learn = Learner(dls, model, loss, opt_func, lr, splitter or DetSplitter(model), metrics=track.columns(terms)+_metrics(dls, det, metrics), path=path, model_dir=model_dir,
                     wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms, cbs=[track, DecodeCallback(), TargetsToModel(), AutocastDevice(), Watch(), *avg])
     return learn.add_cbs(cbs)
 

@@ -30,18 +30,25 @@ def _total(terms):
 class DetLoss:
     "Loss of a detector for fastai: `loss(raw, targets)` is the sum of `model.loss(raw, targets)`"
     reduction = 'mean' # 'none': one loss an image
-    def __init__(self, model): # A detector with `loss` and `select`
-        self.model, self.terms = model, {}
+    def __init__(self,
+        model, # A detector with `loss` and `select`
+        fn=None, # Instead of `model.loss`: a callable of (raw, targets) that returns a dictionary of scalars, or one
+    ): self.model, self.fn, self.terms = model, fn, {}
+
+    def named(self, raw, targets)->dict: # Scalars with gradient
+        "The terms, before they are summed"
+        res = (self.fn or self.model.loss)(raw, targets)
+        return res if isinstance(res, dict) else dict(loss=res)
 
     def __call__(self, raw, targets):
         if self.reduction == 'none': return self._each(raw, targets)
-        terms = self.model.loss(raw, targets)
+        terms = self.named(raw, targets)
         self.terms = {k: v.detach() for k,v in terms.items()}
         return _total(terms)
 
     def _each(self, raw, targets):
         "(B,) losses, each as if its image were the whole batch"
-        res = [self.model.loss(self.model.select(raw, i), one_target(targets, i)) for i in range(targets.bs)]
+        res = [self.named(self.model.select(raw, i), one_target(targets, i)) for i in range(targets.bs)]
         self.terms = {k: torch.stack([o[k].detach() for o in res]).mean() for k in res[0]}
         return torch.stack([_total(o) for o in res])
 

@@ -146,7 +146,9 @@ def check_meaning(
     name:str='valid', # What to call the validation set
 )->list: # `Finding`s
     "Say if objects of a class look like another class in validation"
-    a, b = look_confusion(train, valid); vocab = train.records.vocab; na, nb, moved = a.sum(1), b.sum(1), {}
+    vocab = train.records.vocab
+    if len(vocab)<2: return []
+    a, b = look_confusion(train, valid); na, nb, moved = a.sum(1), b.sum(1), {}
     for k in np.flatnonzero((na>=8)&(nb>=4)):
         to = int(np.delete(b[k], k).argmax()); to += to>=k
         ra, rb = a[k,k]/na[k], b[k,k]/nb[k]; was, now = a[k,to]/na[k], b[k,to]/nb[k]
