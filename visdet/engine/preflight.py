@@ -18,7 +18,7 @@ from .looks import Looks, check_content
 from .markers import check_transforms
 from .oracle import check_oracle
 from .split import check_counts, check_leak, check_meaning
-from .trace import Finding, SIZES, trace_boxes
+from .trace import Finding, SIZES, STAGES, trace_boxes
 
 # %% ../../nbs/engine/660_preflight.ipynb #b8446e92
 _stage_cols = dict(records='record', transforms='transforms', batch='batch', assigned='assigned', loss='loss', found='oracle')
@@ -34,7 +34,7 @@ class Preflight:
         oracle:dict=None, # Name of a set -> AP of the oracle
     ):
         order = {'error': 0, 'warning': 1, 'note': 2}
-        self.findings = sorted(findings, key=lambda o: order[o.severity])
+        self.findings = sorted(findings, key=lambda o: (order[o.severity], STAGES.index(o.stage)))
         self.boxes,self.vocab,self.about,self.file,self.oracle = boxes,list(vocab),about,file,oracle or {}
     def of(self, severity): return [o for o in self.findings if o.severity==severity]
     @property
