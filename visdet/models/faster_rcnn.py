@@ -36,8 +36,8 @@ def faster_rcnn(
     in_chans:int=3, # Channels of the images
     frozen_stages:int=0, # Stages of the body that never change
     norm:str='bn', # Body's batch norms: 'bn' | 'frozen'
-    out:tuple=(4,8,16,32), # Strides of the body's maps
-    levels:int=None, # Levels of the pyramid; one more than the body's maps by default
+    out:tuple=None, # Strides of the body's maps; those it has of 4, 8, 16 and 32 by default
+    levels:int=5, # Levels of the pyramid
     channels:int=256, # Channels of the pyramid and the proposal network
     hidden:int=1024, # Outputs of the linear layers of the second stage
     scale:float=8, # Anchor size of a level, in strides
@@ -69,8 +69,8 @@ def faster_rcnn(
 )->TwoStage:
     "Faster R-CNN over any body"
     n, vocab = class_table(num_classes, vocab)
-    body = create_body(body, nodes, out, pretrained, weights, in_chans, frozen_stages, norm)
-    neck = FPN(body.channels, body.strides, channels, levels or len(body.strides)+1)
+    body = create_body(body, nodes, out or (4,8,16,32), pretrained, weights, in_chans, frozen_stages, norm, strict=out is not None)
+    neck = FPN(body.channels, body.strides, channels, levels)
     rpn = _stage_one(neck, channels, sizes, scale, ratios, round_anchors, stride_rule, delta_clip, rpn_pos, rpn_neg, rpn_low, rpn_min_pos, rpn_num, rpn_share, reg_loss, rpn_nms, min_size[0], rpn_convs)
     head = BoxHead(channels, n, body.strides, hidden, 7, sampling_ratio, aligned, DeltaCoder((.1,.1,.2,.2), clip=tuple(delta_clip)), reg_loss, score_thr, nms_thr, max_num, min_size[1])
     return TwoStage(body, neck, rpn, head, None, vocab, MaxIoUAssigner(roi_pos, roi_pos, None), RandomSampler(roi_num, roi_share), pre, post)

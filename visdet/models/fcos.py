@@ -25,7 +25,7 @@ def fcos(
     in_chans:int=3, # Channels of the images
     frozen_stages:int=0, # Stages of the body that never change
     norm:str='bn', # Body's batch norms: 'bn' | 'frozen'
-    out:tuple=(8,16,32), # Strides of the body's maps
+    out:tuple=None, # Strides of the body's maps; those it has of 8, 16 and 32 by default
     levels:int=5, # Levels of the pyramid
     extra:str='on_output', # How added levels are made, see `FPN`
     extra_relu:bool=True, # Activation between added levels?
@@ -47,7 +47,7 @@ def fcos(
 )->Detector:
     "FCOS over any body"
     n, vocab = class_table(num_classes, vocab)
-    body = create_body(body, nodes, out, pretrained, weights, in_chans, frozen_stages, norm)
+    body = create_body(body, nodes, out or (8,16,32), pretrained, weights, in_chans, frozen_stages, norm, strict=out is not None)
     neck = FPN(body.channels, body.strides, channels, levels, extra, extra_relu)
     head = PointHead(channels, n, neck.strides, channels, num_convs, head_norm, act, scales, offset, stride_rule, PointAssigner(radius), reg_loss, reg_by_ctr, score, score_thr, nms_thr, pre, max_num)
     return Detector(body, neck, head, vocab)

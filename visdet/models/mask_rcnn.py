@@ -24,8 +24,8 @@ def mask_rcnn(
     in_chans:int=3, # Channels of the images
     frozen_stages:int=0, # Stages of the body that never change
     norm:str='bn', # Body's batch norms: 'bn' | 'frozen'
-    out:tuple=(4,8,16,32), # Strides of the body's maps
-    levels:int=None, # Levels of the pyramid; one more than the body's maps by default
+    out:tuple=None, # Strides of the body's maps; those it has of 4, 8, 16 and 32 by default
+    levels:int=5, # Levels of the pyramid
     channels:int=256, # Channels of the pyramid and the proposal network
     hidden:int=1024, # Outputs of the linear layers of the second stage
     scale:float=8, # Anchor size of a level, in strides

@@ -27,7 +27,7 @@ def retinanet(
     in_chans:int=3, # Channels of the images
     frozen_stages:int=0, # Stages of the body that never change
     norm:str='bn', # Body's batch norms: 'bn' | 'frozen'
-    out:tuple=(8,16,32), # Strides of the body's maps
+    out:tuple=None, # Strides of the body's maps; those it has of 8, 16 and 32 by default
     levels:int=5, # Levels of the pyramid
     extra:str='on_input', # How added levels are made, see `FPN`
     extra_relu:bool=False, # Activation between added levels?
@@ -54,7 +54,7 @@ def retinanet(
 )->Detector:
     "RetinaNet over any body"
     n, vocab = class_table(num_classes, vocab)
-    body = create_body(body, nodes, out, pretrained, weights, in_chans, frozen_stages, norm)
+    body = create_body(body, nodes, out or (8,16,32), pretrained, weights, in_chans, frozen_stages, norm, strict=out is not None)
     neck = FPN(body.channels, body.strides, channels, levels, extra, extra_relu)
     anchors = AnchorGenerator(neck.strides, sizes or octave_sizes(neck.strides, base, per_octave), ratios, round=round_anchors)
     head = AnchorHead(channels, n, neck.strides, channels, num_convs, head_norm, anchors, stride_rule, DeltaCoder(clip=tuple(delta_clip)),

@@ -201,10 +201,11 @@ def _norm_of(cfg, in_chans):
     m,s = (list(cfg.mean), list(cfg.std)) if cfg and cfg.mean else ([0.485,0.456,0.406], [0.229,0.224,0.225])
     return (m, s) if in_chans == len(m) else ([sum(m)/len(m)]*in_chans, [sum(s)/len(s)]*in_chans)
 
-def _pick(info, out):
+def _pick(info, out, strict):
     "Rows of `info` with the strides `out`; the last one where several share a stride"
     rows = {s: i for i,(_,s,_) in enumerate(info)}
     bad = [s for s in out if s not in rows]
+    if bad and not strict and len(bad) < len(out): out, bad = [s for s in out if s in rows], []
     if bad: raise ConfigError(explain(f'the body has no map of stride {bad[0]}; its strides are {list(rows)}', fix='Choose `out` among them, or name other `nodes`'))
     return [rows[s] for s in out]
 
@@ -218,6 +219,7 @@ def create_body(
     in_chans:int=3, # Channels of the images
     frozen_stages:int=0, # Stages whose weights never change, from the input: 1 is up to stride 4
     norm:str='bn', # 'bn': as the network has it | 'frozen': fixed and folded into the convolutions
+    strict:bool=True, # Is a stride of `out` that the body lacks an error? Otherwise those it has are returned
 )->Body:
     "A body by name, or from a module"
     if isinstance(body, Body): return body
@@ -228,7 +230,7 @@ def create_body(
     elif isinstance(body, str): net, cfg = _timm_net(body, in_chans, pretrained); chans = net.feature_info.channels()
     if nodes: spare = list(net.state_dict()); net = cut_body(net, nodes)
     info = measure_body(net, in_chans, chans)
-    res = Body(net, range(len(info)) if out is None else _pick(info, out), info, _norm_of(cfg, in_chans))
+    res = Body(net, range(len(info)) if out is None else _pick(info, out, strict), info, _norm_of(cfg, in_chans))
     if weights is not None: res.report = load_body(net, read_weights(weights), weights, spare); print(res.report)
     x = torch.zeros(1, in_chans, 64, 64)
     fixed = _freeze_stages(res, info, frozen_stages, x)
