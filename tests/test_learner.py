@@ -171,3 +171,12 @@ def test_workers_and_several_sets(recs):
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
         assert list(learn.validate_all().index) == ["a", "b"]
+
+
+def test_augmented_images_are_not_evaluated(recs, capsys):
+    learn = det_learner(loaders(recs), "retinanet", num_convs=1, **SMALL)
+    with learn.no_bar(), learn.no_logging():
+        row = dict(zip(["valid_loss", *learn.metrics.attrgot("name")], learn.validate(0)))
+        assert row["AP"] != row["AP"] and "not computed on training images" in capsys.readouterr().out
+        row = dict(zip(["valid_loss", *learn.metrics.attrgot("name")], learn.validate(dl=learn.dls.train_eval)))
+        assert row["AP"] == row["AP"]

@@ -80,7 +80,11 @@ class TargetsToModel(Callback):
 class AutocastDevice(Callback):
     "Make fastai's `to_bf16` and `to_fp16` mean the device the model is on"
     order = MixedPrecision.order+1
+    def __init__(self): self.left_open = None
+    def before_batch(self): self.left_open = next(self.model.parameters()).device.type if hasattr(self.learn, 'mixed_precision') else None
+    def after_loss(self): self.left_open = None
     def before_fit(self):
+        if self.left_open is not None: torch.set_autocast_enabled(self.left_open, False); torch.clear_autocast_cache(); self.left_open = None
         amp, kind = getattr(self.learn, 'mixed_precision', None), next(self.model.parameters()).device.type
         if amp is None or kind == 'cuda': return
         half = amp.amp_mode == AMPMode.FP16
@@ -101,7 +105,7 @@ def _where(rows, dl, most=4):
 
 class Watch(Callback):
     "Stop for a loss that is not finite, and for an epoch without objects"
-    order, run_valid = -3, False
+    order, run_valid = MixedPrecision.order+2, False # after autocast is closed
     def before_train(self): self.seen = self.crowd = self.batches = 0
     def before_batch(self):
         if not len(self.yb): return

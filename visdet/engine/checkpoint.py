@@ -177,7 +177,7 @@ def _restore(self:Checkpoint):
         if bad: raise CheckpointError(explain(f"does not fit this run: {'; '.join(bad)}", where=self.last, fix='Resume with the same model, data and number of epochs, or start in another folder'))
         set_run_state(self.learn, s); self.todo,self.skip_to,self.top = None,s['epoch']+1,tuple(s['best'])
         print(f"Resuming after epoch {s['epoch']} of {s['n_epoch']} ({self.last})")
-    self.asleep = [(o, o.run) for o in self.learn.cbs if o is not self]
+    self.asleep = [(o, o.run) for o in self.learn.cbs if o is not self and o.name != 'progress'] # the bar must see the epochs that are passed over
     for o,_ in self.asleep: o.run = False
 
 @patch

@@ -37,7 +37,7 @@ class DetLoss:
 
     def named(self, raw, targets)->dict: # Scalars with gradient
         "The terms, before they are summed"
-        res = (self.fn or self.model.loss)(raw, targets)
+        with torch.autocast(targets.boxes.device.type, enabled=False): res = (self.fn or self.model.loss)(raw, targets)
         return res if isinstance(res, dict) else dict(loss=res)
 
     def __call__(self, raw, targets):
