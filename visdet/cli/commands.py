@@ -48,8 +48,6 @@ def preflight(
     learn, # A learner
 )->bool: # Is everything in order?
     "Check data and model, and print the report"
-    from importlib.util import find_spec
-    if find_spec('visdet.engine.preflight') is None: return True
     import visdet.engine.preflight
     rep = learn.preflight(); print(rep)
     return bool(rep.ok)
@@ -78,10 +76,11 @@ def make_learner(
     cbs=None, # More callbacks
 ): # A fastai `Learner`
     "The learner that the options of a command describe"
+    from visdet.cli.console import console
     from visdet.engine.learner import det_learner
-    import fastai.callback.progress, visdet.models.zoo
+    import visdet.models.zoo
     kw = dict(body=a.body) | {k: v for k,v in (('weights', a.weights), ('pretrained', a.pretrained)) if v} | dict(a.set)
-    return det_learner(dls, a.model, ema=getattr(a, 'ema', False), cbs=cbs, path=dls.path, **kw)
+    return console(det_learner(dls, a.model, ema=getattr(a, 'ema', False), cbs=cbs, path=dls.path, **kw))
 
 def save_run(
     learn, # After a fit

@@ -14,7 +14,7 @@ from .report import *
 from .source import *
 
 # %% ../../nbs/cli/910_demo.ipynb #49ef93f7
-SETTINGS = dict(n=200, size=160, bs=8, epochs=20, lr=1e-3, model='retinanet', body='test_resnet', channels=64, num_convs=1, levels=3)
+SETTINGS = dict(n=200, size=160, bs=8, epochs=20, lr=1e-3, model='retinanet', body='test_resnet', channels=64, num_convs=1, levels=3, reg_loss='giou', reg_weight=2.)
 
 # %% ../../nbs/cli/910_demo.ipynb #fad00dfd
 def _draw(out, n, seed):
@@ -29,12 +29,12 @@ def _draw(out, n, seed):
 def _learner(data, out, seed, s):
     "Loaders and learner of the demo"
     from visdet.data.loaders import DetDataLoaders
-    from visdet.engine.checkpoint import Checkpoint
+    from visdet.cli.console import console
     from visdet.engine.learner import det_learner
-    import fastai.callback.progress, visdet.models.zoo
+    import visdet.models.zoo
     train, valid = (load_records(data/f'{o}.json', 'coco') for o in ('train', 'valid'))
     dls = DetDataLoaders.from_records(train, valid, bs=s['bs'], resize=s['size'], masks=False, num_workers=0, seed=seed, device=device(), path=out)
-    return det_learner(dls, s['model'], body=s['body'], channels=s['channels'], num_convs=s['num_convs'], levels=s['levels'], path=out)
+    return console(det_learner(dls, s['model'], path=out, **{k: v for k,v in s.items() if k not in ('n', 'size', 'bs', 'epochs', 'lr', 'model')}))
 
 # %% ../../nbs/cli/910_demo.ipynb #4d334702
 def _pictures(out, model_file, records, ev):
@@ -51,7 +51,7 @@ def _page(out, s, took, ev, fig, score, nexts):
     hist = pd.read_csv(out/'history.csv'); st = ev.stats
     facts = pd.DataFrame({'value': {**s, 'device': str(device()), 'threads': torch.get_num_threads(), 'python': platform.python_version(), 'torch': torch.__version__}})
     write_page(out/'report.html', 'visdet demo', f'A detector trained from scratch in {took/60:.1f} minutes on a drawn data set', {
-        'Result': cards({'AP': st['AP'], 'AP at IoU 0.5': st['AP50'], 'small': st['APs'], 'medium': st['APm'], 'large': st['APl'], 'minutes of training': round(took/60, 1)}),
+        'Result': cards({'AP': st['AP'], 'AP at IoU 0.5': st['AP50'], 'small': st['APs'], 'medium': st['APm'], 'large': st['APl'], 'minutes of training': f'{took/60:.1f}'}),
         'Annotated and detected': f'<p>Validation images; detections with a score of at least {score:.2f}, the threshold with the best F1.</p>' + png_tag(fig, 'annotated above, detected below'),
         'Training': png_tag(plot_history(hist), 'loss and average precision for each epoch'), 'Classes': ev.per_class(), 'Settings': facts, 'What next': f'<pre>{nexts}</pre>'})
 

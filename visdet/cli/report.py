@@ -58,7 +58,7 @@ def plot_pairs(
     ratios = [o[1]/o[0] for o in records.sizes[rows].tolist()]
     fig = _figure(2.75*sum(ratios)+.3, 5.6); axs = fig.subplots(2, len(rows), squeeze=False, width_ratios=ratios)
     for j,(i,d) in enumerate(zip(rows, dets)):
-        r, img = records[i], read_image(records[i].path); d = d.filter(score); kw = dict(zoom=3, text=(18, 25), line=5)
+        r, img = records[i], read_image(records[i].path); d = d.filter(score); px = 3*r.size[0]; kw = dict(zoom=3, text=round(.045*px), line=max(2, round(.007*px)))
         axs[0,j].imshow(draw_objects(img, r.boxes, r.labels, vocab=records.vocab, **kw)); axs[1,j].imshow(draw_objects(img, d.boxes, d.labels, d.scores, vocab=records.vocab, **kw))
     for ax in axs.flat: ax.set_xticks([]); ax.set_yticks([]); [o.set_visible(False) for o in ax.spines.values()]
     for ax,t in zip(axs[:,0], ('annotated', 'detected')): ax.set_ylabel(t, fontsize=11, color=_ink)

@@ -1,0 +1,43 @@
+"""Everything for a notebook: `from visdet.all import *` gives what `from fastai.vision.all import *` gives, and visdet's own names.
+
+Where both have a name (`Resize`, `RandomCrop`, `Normalize`, `save_model`, `load_model`), visdet's is meant: it moves boxes and masks along. fastai's stays
+reachable under its module, such as `fastai.vision.augment.Resize`.
+"""
+from fastai.vision.all import *
+
+from visdet.core.basics import VisdetError, DataError, ConfigError, CheckpointError, atomic_write, seed_everything, progress
+from visdet.core.registry import register, entry
+from visdet.cv.boxes import box_area, convert_boxes, clip_boxes, scale_boxes, flip_boxes, shift_boxes, box_flaws
+from visdet.cv.iou import box_iou
+from visdet.cv.nms import nms, batched_nms
+from visdet.cv.priors import AnchorGenerator, PointGenerator
+from visdet.cv.coders import DeltaCoder, DistanceCoder
+from visdet.cv.roi import roi_align, roi_levels, RoIPooler
+from visdet.cv.masks import rle_encode, rle_decode, rle_area, rle_iou, rle_merge, rle_to_box, polygons_to_rle, mask_to_polygons, masks_to_boxes, paste_masks
+from visdet.cv.image import read_image, image_size, resize_image, image_hash
+from visdet.cv.draw import class_colours, draw_objects, show_objects
+from visdet.data.targets import Targets, Sample, make_targets, collate
+from visdet.data.detections import Detections, empty_detections
+from visdet.data.records import Record, Records, same_vocab
+from visdet.data.repair import RepairReport
+from visdet.data.coco import read_coco, write_coco, read_coco_results
+from visdet.data.voc import read_voc, write_voc
+from visdet.data.yolo import read_yolo, write_yolo
+from visdet.data.frame import read_df, write_df
+from visdet.data.toy import make_toy, toy_records, toy_image
+from visdet.data.transforms import Resize, RandomResize, RandomFlip, RandomCrop, Compose
+from visdet.data.batch import Normalize, ColourJitter, KorniaJitter
+from visdet.data.loaders import DetDL, DetDataLoaders, det_augs
+from visdet.nn.body import Body, create_body
+from visdet.nn.fpn import FPN
+from visdet.nn.assign import MaxIoUAssigner, PointAssigner
+from visdet.models.zoo import Detector, list_models, create_model
+from visdet.models.retinanet import retinanet
+from visdet.models.fcos import fcos
+from visdet.models.faster_rcnn import faster_rcnn
+from visdet.models.mask_rcnn import mask_rcnn
+from visdet.models.torchvision import load_torchvision, from_torchvision
+from visdet.eval.evaluate import evaluate, Evaluation, CocoEvaluator
+from visdet.engine.all import det_learner, DetLoss, FusedAdamW, EMA, Checkpoint, TrainingError, coco_columns, Preflight, preflight
+from visdet.deploy.save import save_model, load_model, read_card
+from visdet.deploy.predict import Predictor, load, as_predictor

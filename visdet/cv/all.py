@@ -1,0 +1,10 @@
+"""All functions on boxes, masks and images: what a user of MMCV looks for."""
+from visdet.cv.boxes import *
+from visdet.cv.iou import *
+from visdet.cv.nms import *
+from visdet.cv.priors import *
+from visdet.cv.coders import *
+from visdet.cv.roi import *
+from visdet.cv.masks import *
+from visdet.cv.image import *
+from visdet.cv.draw import *
