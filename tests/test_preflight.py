@@ -226,7 +226,7 @@ class DeviceFlip(ItemTransform):
 
 
 @pytest.mark.parametrize("tfm,stage,words", [(PixelFlip(), "item transforms", "mirrored"), (BoxScale(), "item transforms", "scaled"), (ImageScale(), "item transforms", "scaled"),
-    (NanBox(), "item transforms", "not finite"), (WrongLabel(), "item transforms", "labels"), (DeviceFlip(), "batch transforms", "mirrored")])
+    (NanBox(), "item transforms", "not finite"), (WrongLabel(), "item transforms", "labels"), (DeviceFlip(), "batch transforms", "DeviceFlip")])
 def test_transforms(toy, model, tfm, stage, words):
     caught(fly(load(toy, aug=[tfm]), model, limit=8), stage, words, severity="error")
 
@@ -270,8 +270,8 @@ def test_sound_toys(kw):
 
 
 def test_sound_two_stages():
-    dls = DetDataLoaders.from_records(toy_records(12, seed=(0, 0)), toy_records(4, seed=(0, 1)), bs=4, resize=320, num_workers=0, masks=False)
-    sound(preflight(det_learner(dls, "faster_rcnn", body="resnet18", channels=32, hidden=32)))
+    dls = DetDataLoaders.from_records(toy_records(8, seed=(0, 0)), toy_records(4, seed=(0, 1)), bs=4, resize=192, num_workers=0, masks=False)
+    sound(preflight(det_learner(dls, "faster_rcnn", body="resnet18", channels=32, hidden=32, scale=3)))
 
 
 def _real(train, valid=None):

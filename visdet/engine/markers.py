@@ -98,8 +98,8 @@ def _trial(dl, size, trial, row):
     if not items.train and len(s.boxes)==len(s0.boxes) and np.abs(s.boxes/np.tile(s.scale, 2)-s0.boxes).max(initial=0)>2:
         return 'item transforms', repr(items.tfm), '`scale` does not lead the boxes back to the file, so predictions will be misplaced', 0.
     b = dl._finish(dl.create_batch([s]), (dl.seed, trial)); xb, t = dl.decode(b)
-    live = t.labels[0]>=0
-    bad = _faults(xb[0].permute(1, 2, 0).numpy(), t.boxes[0][live].numpy(), t.labels[0][live].numpy(), trial, K)
+    h, w = t.sizes[0].tolist(); live = t.labels[0]>=0
+    bad = _faults(xb[0].permute(1, 2, 0).numpy()[:h,:w], t.boxes[0][live].numpy(), t.labels[0][live].numpy(), trial, K)
     return ('batch transforms', repr(list(dl.after_batch.fs)), *bad) if bad else None
 
 def _mid_size(records, most=400):

@@ -98,7 +98,7 @@ def check_counts(
     a, b, vocab = _per_image(train), _per_image(valid), train.vocab; na, nb, res = a.sum(0), b.sum(0), _edge_class(train.vocab, a.sum(0)+b.sum(0))
     if not nb.sum(): return res
     new, none = np.flatnonzero((na==0)&(nb>0)), np.flatnonzero((na==0)&(nb==0)); share = nb[new].sum()/nb.sum()
-    if len(new): res.append(Finding('classes', 'warning' if share>.05 else 'note', f'{name!r} has {nb[new].sum()} boxes ({share:.1%}) of classes that training never shows: {_names(vocab, new)}', 'Their AP will be zero: add training images, or remove the classes'))
+    if len(new): res.append(Finding('classes', 'warning' if share>.25 or nb[new].max()>=max(20, .05*nb.sum()) else 'note', f'{name!r} has {nb[new].sum()} boxes ({share:.1%}) of classes that training never shows: {_names(vocab, new)}', 'Their AP will be zero: add training images, or remove the classes'))
     if len(none) and not res: res.append(Finding('classes', 'note', f'{len(none)} of {len(vocab)} classes have no box in either set: {_names(vocab, none)}'))
     tv, both, rng = _spread(a, b), np.concatenate([a, b]), np.random.default_rng(0)
     if len(a)<10 or len(b)<5 or tv<.25: return res
