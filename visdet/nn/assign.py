@@ -15,7 +15,7 @@ from ..cv.iou import box_iou
 BACKGROUND, IGNORED = -1, -2
 
 # %% ../../nbs/nn/330_assign.ipynb #efd6dcea
-_piece = dict(cpu=1<<17, cuda=1<<27) # Pairs to compare at a time
+_piece = dict(cpu=1<<18, cuda=1<<27) # Pairs to compare at a time
 
 def _pieces(n, pairs, device):
     "Slices of `0..n`, so that a slice times `pairs` stays small for `device`"

@@ -13,13 +13,14 @@ from ..core.registry import register, lookup
 from ..cv.iou import box_iou
 
 # %% ../../nbs/nn/350_losses.ipynb #28429467
-_piece = dict(cpu=1<<16, cuda=1<<26) # Logits at a time
+_piece = dict(cpu=1<<22, cuda=1<<26) # Logits at a time
 
 def _focal0(x, gamma):
     "Loss and derivative at target 0, without the factor 1-alpha"
     p, s = x.sigmoid(), F.softplus(x)
     g = p*p if gamma == 2 else p**gamma
-    return g*s, (1-p).mul_(s).mul_(gamma).add_(p).mul_(g)
+    l, a = g*s, s.mul_(gamma)
+    return l, torch.lerp(a, a.new_ones(()), p).mul_(g)
 
 class _Focal(torch.autograd.Function):
     "Focal loss and gradient in one pass; the gradient is kept, nothing else"
@@ -29,10 +30,10 @@ class _Focal(torch.autograd.Function):
         grad = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), device=x.device)
         for i in range(0, R, n):
-            w = weight[i:i+n,None]*(1-alpha)
+            w = weight[i:i+n]*(1-alpha)
             l,g = _focal0(x[i:i+n].float(), gamma)
-            total += (l*w).sum()
-            if grad is not None: torch.mul(g, w, out=grad[i:i+n]) if grad.dtype == g.dtype else grad[i:i+n].copy_(g*w)
+            total += l.sum(1).dot(w)
+            if grad is not None: torch.mul(g, w[:,None], out=grad[i:i+n]) if grad.dtype == g.dtype else grad[i:i+n].copy_(g.mul_(w[:,None]))
         w, labels = weight[rows]*(labels >= 0), labels.clamp(min=0)
         xp = x[rows,labels].float()
         (l0,g0), (l1,g1) = _focal0(xp, gamma), _focal0(-xp, gamma)
@@ -80,11 +81,7 @@ def smooth_l1(
     return _rows(F.smooth_l1_loss(x.float(), y.float(), reduction='none', beta=beta), weight)
 
 @register('loss')
-def l1(
-    x:torch.Tensor, # (R,D) predictions
-    y:torch.Tensor, # (R,D) what they should be
-    weight:torch.Tensor=None, # (R,) weights of the rows
-)->torch.Tensor: # Scalar
+def l1(x:torch.Tensor, y:torch.Tensor, weight:torch.Tensor=None)->torch.Tensor:
     "Absolute difference, summed"
     return _rows((x.float()-y.float()).abs(), weight)
 
