@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The peer: torchvision's Faster R-CNN trained on blood cells by a plain loop, as its own reference scripts would.
 
-SqueezeNet 1.1 body with pretrained weights, a three-level FPN, short side 320, batch 4, SGD with momentum and warm-up, two steps, horizontal flips.
+SqueezeNet 1.1 body with pretrained weights, a three-level FPN of 128 channels, short side 320, batch 4, SGD with momentum and warm-up, two steps, horizontal flips.
 Prints and records AP on the test split against minutes of training; evaluation does not count as training. Needs no visdet.
 """
 import argparse
@@ -53,14 +53,14 @@ class Cells(torch.utils.data.Dataset):
         return img, dict(boxes=bb, labels=labels, image_id=self.ids[i])
 
 
-def build(weights, num_classes):
-    "Faster R-CNN over SqueezeNet features at strides 4, 8 and 16"
+def build(weights, num_classes, channels=128):
+    "Faster R-CNN over SqueezeNet: a pyramid of three levels at strides 8, 16 and 32 (pooled)"
     body = squeezenet1_1(weights=None)
     if weights:
         body.load_state_dict({k: v.float() for k, v in torch.load(weights, weights_only=True).items()})
-    fpn = BackboneWithFPN(body.features, {"4": "0", "7": "1", "12": "2"}, [128, 256, 512], 256)
-    anchors = AnchorGenerator(((16,), (32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 4)
-    pool = MultiScaleRoIAlign(["0", "1", "2"], 7, 2)
+    fpn = BackboneWithFPN(body.features, {"7": "0", "12": "1"}, [256, 512], channels)
+    anchors = AnchorGenerator(((32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 3)
+    pool = MultiScaleRoIAlign(["0", "1"], 7, 2)
     return FasterRCNN(fpn, num_classes + 1, rpn_anchor_generator=anchors, box_roi_pool=pool, min_size=320, max_size=600)
 
 
@@ -87,7 +87,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data"), p.add_argument("--weights"), p.add_argument("--out")
     p.add_argument("--epochs", type=int, default=12), p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--lr", type=float, default=0.01), p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--lr", type=float, default=0.005), p.add_argument("--threads", type=int, default=2)
     p.add_argument("--max-minutes", type=float, default=math.inf)
     a = p.parse_args()
     torch.set_num_threads(a.threads), torch.manual_seed(a.seed), random.seed(a.seed), np.random.seed(a.seed)
@@ -107,7 +107,7 @@ def main():
             opt.zero_grad(), loss.backward(), opt.step(), sched.step()
         minutes += (time.perf_counter() - start) / 60
         ap, ap50 = evaluate(model, test)
-        curve.append(dict(epoch=epoch + 1, minutes=minutes, AP=ap, AP50=ap50, loss=float(loss)))
+        curve.append(dict(epoch=epoch + 1, minutes=minutes, AP=ap, AP50=ap50, loss=loss.item()))
         print(json.dumps(curve[-1]), flush=True)
         if minutes > a.max_minutes:
             break

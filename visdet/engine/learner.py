@@ -7,6 +7,7 @@ __all__ = ['check_match', 'DetSplitter', 'det_learner']
 
 # %% ../../nbs/engine/630_learner.ipynb #c66dd9db
 import inspect, torch
+from functools import partial
 import pandas as pd
 from fastai.learner import Learner
 from fastcore.basics import patch
@@ -16,6 +17,7 @@ from ..data.targets import make_targets
 from .callbacks import *
 from .columns import *
 from .ema import EMA
+from .precision import TrainPrecision
 from .loss import DetLoss
 from .optim import FusedAdamW
 import fastai.callback.all, visdet.models.zoo
@@ -93,6 +95,7 @@ def det_learner(
     train_bn:bool=True, # Train norms of frozen groups?
     moms:tuple=(0.95,0.85,0.95), # Momentum along the one-cycle schedule
     ema=False, # Keep an average of the weights: True, or its decay
+    precision:str='auto', # Of training batches: 'auto' | 'fp32' | 'bf16', see `train_dtype`
     cbs=None, # More callbacks
     path=None, # Folder for what is saved, the loaders' by default
     model_dir='models', # Subfolder for weights
@@ -106,7 +109,8 @@ def det_learner(
     dls.use_masks = det.mask_probs is not None
     track = TermTracker(); avg = [] if ema is False else [EMA() if ema is True else EMA(ema)]
     learn = Learner(dls, model, loss, opt_func, lr, splitter or DetSplitter(model), metrics=track.columns(terms)+_metrics(dls, det, metrics), path=path, model_dir=model_dir,
-                    wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms, cbs=[track, DecodeCallback(), TargetsToModel(), AutocastDevice(), Watch(), *avg])
+                    wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms, cbs=[track, DecodeCallback(), TargetsToModel(), TrainPrecision(precision), AutocastDevice(), Watch(), *avg])
+    learn.freeze = partial(Learner.freeze_to, learn, 1)
     return learn.add_cbs(cbs)
 
 # %% ../../nbs/engine/630_learner.ipynb #0c0f4999
