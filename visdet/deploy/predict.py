@@ -115,7 +115,9 @@ class Predictor:
         pad = self.card['pad']
         xb, t = collate([self.resize(Sample(o, id=i)) for i,o in imgs.items()], tuple(pad) if isinstance(pad, list) else pad)
         xb, t = xb.to(self.device), type(t)([o.to(self.device) for o in t])
-        return carry_back(self.model.decode(self.model(self.norm((xb, t))[0]), t.sizes), t, self.vocab)
+        x, m = self.norm((xb, t))[0], self.model
+        raw = m(x, sizes=t.sizes) if m.needs_targets else m(x)
+        return carry_back(m.decode(raw, t.sizes), t, self.vocab)
 
     def __repr__(self):
         ap, v = self.card['metrics'].get('AP'), self.vocab
