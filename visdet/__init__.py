@@ -1,7 +1,6 @@
-"""Notebook-first object detection and instance segmentation.
+"""Modules:
 
-Importing `visdet` loads nothing heavy; the names below are fetched on first use. In a notebook, `from visdet.all import *` brings everything.
-"""
+- `visdet.all`: Everything for a notebook: `from visdet.all import *` gives what `from fastai.vision.all import *` gives, and visdet's own names."""
 
 __version__ = "0.0.1"
 
