@@ -81,7 +81,11 @@ def smooth_l1(
     return _rows(F.smooth_l1_loss(x.float(), y.float(), reduction='none', beta=beta), weight)
 
 @register('loss')
-def l1(x:torch.Tensor, y:torch.Tensor, weight:torch.Tensor=None)->torch.Tensor:
+def l1(
+    x:torch.Tensor, # (R,D) predictions
+    y:torch.Tensor, # (R,D) what they should be
+    weight:torch.Tensor=None, # (R,) weights of the rows
+)->torch.Tensor: # Scalar sum
     "Absolute difference, summed"
     return _rows((x.float()-y.float()).abs(), weight)
 

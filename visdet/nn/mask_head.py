@@ -62,6 +62,7 @@ def _axis_weights(lo, length, m, n):
     return torch.zeros(len(lo), m, n).scatter_add_(2, low, w*(1-f)).scatter_add_(2, (low+1).clamp(max=n-1), w*f)
 
 # %% ../../nbs/nn/385_mask_head.ipynb #c05d0af5
+@torch.autocast('cpu', enabled=False)
 def _cut_cpu(masks, rows, boxes, size, aligned):
     "`cut_masks` as matrix products, object by object"
     (H, W), lo, wh = masks.shape[1:], boxes[:,:2]-.5*aligned, boxes[:,2:]-boxes[:,:2]
