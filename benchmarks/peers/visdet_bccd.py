@@ -17,12 +17,12 @@ from visdet.engine.learner import det_learner
 
 
 class Clock(Callback):
-    "Minutes of training, and the table's AP after each epoch; `every` epochs are evaluated"
+    "Minutes of training, and the table's AP after each epoch"
 
     order = 90
 
-    def __init__(self, every):
-        self.every, self.minutes, self.curve = every, 0.0, []
+    def __init__(self):
+        self.minutes, self.curve = 0.0, []
 
     def before_train(self):
         self.start = time.perf_counter()
@@ -39,7 +39,7 @@ class Clock(Callback):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data"), p.add_argument("--weights"), p.add_argument("--out")
-    p.add_argument("--model", default="faster_rcnn"), p.add_argument("--epochs", type=int, default=12), p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--model", default="faster_rcnn"), p.add_argument("--epochs", type=int, default=6), p.add_argument("--seed", type=int, default=0)
     p.add_argument("--lr", type=float), p.add_argument("--threads", type=int, default=2)
     p.add_argument("--kw", type=json.loads, default={}, help="JSON: more arguments for the entry point")
     p.add_argument("--dl", type=json.loads, default={}, help="JSON: more arguments for the loaders")
@@ -49,7 +49,7 @@ def main():
     root = Path(a.data)
     dls = DetDataLoaders.from_coco(root / "annotations_coco/train.json", root / "images", root / "annotations_coco/test.json", bs=4, resize=320, seed=a.seed, **a.dl)
     learn = det_learner(dls, a.model, body="tv:squeezenet1_1", weights=a.weights, **a.learn, **a.kw)
-    clock = Clock(1)
+    clock = Clock()
     with learn.no_bar():
         learn.fit_one_cycle(a.epochs, *([a.lr] if a.lr else []), cbs=clock)
     res = dict(model=a.model, seed=a.seed, epochs=a.epochs, lr=a.lr, threads=a.threads, kw=a.kw, dl=a.dl, learn=a.learn, torch=torch.__version__, curve=clock.curve)

@@ -130,7 +130,7 @@ def _train(add):
         'visdet train --train boxes.csv --images images/ --size 512 --set channels=128 --out run')
     _data(p); _loading(p); _model(p); g = p.add_argument_group('training')
     g.add_argument('--epochs', type=whole(1), default=12, metavar='N', help='passes over the training set (default 12)')
-    g.add_argument('--lr', type=real(), metavar='RATE', help='highest learning rate; 0.001, or what the model suggests, if left out')
+    g.add_argument('--lr', type=real(), metavar='RATE', help='highest learning rate; 0.0003 if left out')
     g.add_argument('--precision', type=one_of('fp32', 'bf16', 'fp16'), default='fp32', metavar='KIND', help='fp32 (default) | bf16 | fp16')
     g.add_argument('--ema', action='store_true', help='validate and save an average of the weights')
     g.add_argument('--preflight', action='store_true', help="check the data and the model first, as 'visdet preflight' does")

@@ -88,7 +88,7 @@ def det_learner(
     metrics='coco', # 'coco', None, or a list of fastai metrics
     loss_func=None, # Callable of (raw, targets) instead of `model.loss`, see `DetLoss`
     opt_func=FusedAdamW, # fastai optimizer function
-    lr:float=1e-3, # Learning rate where a verb gets none
+    lr:float=3e-4, # Learning rate where a verb gets none
     splitter=None, # Parameter groups; body, neck and head by default
     wd:float=None, # Weight decay, the optimizer's own by default
     wd_bn_bias:bool=False, # Decay norms and biases too?
