@@ -74,7 +74,7 @@ def scene(kind, n=12):
     boxes = torch.cat([xy, xy + torch.rand(n, 2, generator=g) * 250 + 20], 1)
     labels = torch.randint(1, 91, (n,), generator=g)
     x = torch.rand(1, 3, *SIZE, generator=g)
-    return x, [dict(boxes=boxes, labels=labels)], make_targets([boxes], [labels - (kind == "faster_rcnn")], [SIZE])
+    return x, [dict(boxes=boxes, labels=labels)], make_targets([boxes], [labels - int(kind == "faster_rcnn")], [SIZE])
 
 
 def steps(kind, mode):
