@@ -6,13 +6,16 @@ ratio; the peak memory of a training step, each side alone in a process of its o
 Frozen batch norms and a frozen first stage on both sides, random weights, torchvision's settings. Absolute times are only recorded; the ratio is the result.
 """
 import argparse
+import gc
 import json
 import platform
 import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -77,27 +80,26 @@ def scene(kind, n=12):
     return x, [dict(boxes=boxes, labels=labels)], make_targets([boxes], [labels - int(kind == "faster_rcnn")], [SIZE])
 
 
-def steps(kind, mode):
-    "Two functions without arguments: torchvision's work and visdet's"
+def steps(kind, mode, sides=(0, 1)):
+    "Functions without arguments, one for each of `sides`: 0 is torchvision's work, 1 is visdet's"
     (tv, vd), (x, tt, t) = pair(kind), scene(kind)
+    models = [m for i, m in enumerate((tv, vd)) if i in sides]
     if mode == "infer":
-        tv.eval(), vd.eval()
+        work = lambda: tv(list(x)), lambda: vd.decode(vd(x, sizes=t.sizes) if vd.needs_targets else vd(x), t.sizes)
+        [m.eval() for m in models]
+        return [torch.inference_mode()(work[i]) for i in sides]
+    work = lambda: tv(list(x), tt), lambda: vd.loss(vd(x, t), t)
+    opts = {i: torch.optim.SGD([p for p in m.train().parameters() if p.requires_grad], 1e-6, momentum=0.9) for i, m in zip(sides, models)}
+    if len(sides) == 1:
+        tv, vd = (tv, None) if sides[0] == 0 else (None, vd)
 
-        @torch.inference_mode()
-        def vd_step():
-            vd.decode(vd(x, sizes=t.sizes) if vd.needs_targets else vd(x), t.sizes)
-
-        return torch.inference_mode()(lambda: tv(list(x))), vd_step
-    tv.train(), vd.train()
-    opts = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 1e-6, momentum=0.9) for m in (tv, vd)]
-
-    def step(opt, terms):
-        loss = sum(terms().values())
-        opt.zero_grad()
+    def step(i):
+        loss = sum(work[i]().values())
+        opts[i].zero_grad()
         loss.backward()
-        opt.step()
+        opts[i].step()
 
-    return lambda: step(opts[0], lambda: tv(list(x), tt)), lambda: step(opts[1], lambda: vd.loss(vd(x, t), t))
+    return [partial(step, i) for i in sides]
 
 
 def clock(f):
@@ -122,7 +124,7 @@ def measure(kind, mode, rounds):
 
 def beside_convolution(kind, mode):
     "Share of visdet's own operator time that is neither convolution nor the linear layers of the head"
-    f = steps(kind, mode)[1]
+    f = steps(kind, mode, (1,))[0]
     f()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as p:
         f()
@@ -133,13 +135,37 @@ def beside_convolution(kind, mode):
     return dict(not_convolution=1 - conv / total, neither_convolution_nor_linear=1 - (conv + linear) / total)
 
 
+class Peak:
+    "The largest resident size of this process inside the block, read every 2 ms: the lifetime maximum would include building the models"
+
+    def now(self):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+    def watch(self):
+        while not self.done.wait(0.002):
+            self.peak = max(self.peak, self.now())
+
+    def __enter__(self):
+        self.before = self.peak = self.now()
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.thread.join()
+        self.peak = max(self.peak, self.now())
+
+
 def peak(kind, side, rounds=3):
-    "Peak resident MB after `rounds` training steps of one side, in this process"
-    f = steps(kind, "train")[side]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    for _ in range(rounds):
-        f()
-    return dict(before=before, peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    "Peak resident MB of `rounds` training steps of one side alone in this process; the other side's model is gone before they begin"
+    f = steps(kind, "train", (side,))[0]
+    gc.collect()
+    with Peak() as mem:
+        for _ in range(rounds):
+            f()
+    return dict(before=mem.before, peak=mem.peak)
 
 
 def alone(kind, side, threads):
