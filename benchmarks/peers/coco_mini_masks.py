@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Can `mask_rcnn` learn masks? Train it on the 128 training images of coco_mini until it knows them, and report AP on them and on the validation images.
+
+The first number shows that the road from polygons to mask AP is whole; the second is what 128 images are worth, and is reported for what it is.
+"""
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from visdet.core.basics import seed_everything
+from visdet.data.loaders import DetDataLoaders
+from visdet.engine.learner import det_learner
+from visdet.eval.evaluate import evaluate
+
+
+def scores(learn, dl):
+    "Box and mask AP of the learner on one loader"
+    dets = learn.get_preds(dl=dl)[0]
+    res = {k: evaluate(list(dets), dl.records, kind=k).stats for k in ("bbox", "segm")}
+    return {k: dict(AP=float(v["AP"]), AP50=float(v["AP50"])) for k, v in res.items()}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("data"), p.add_argument("--weights"), p.add_argument("--out", type=Path)
+    p.add_argument("--epochs", type=int, default=60), p.add_argument("--lr", type=float), p.add_argument("--size", type=int, default=320)
+    p.add_argument("--limit", type=int, help="only the first images"), p.add_argument("--seed", type=int, default=0), p.add_argument("--threads", type=int, default=2)
+    a = p.parse_args()
+    torch.set_num_threads(a.threads), seed_everything(a.seed)
+    root = Path(a.data)
+    ann = lambda part: (root / f"annotations/instances_{part}.json", root / part)
+    (train, train_dir), (valid, valid_dir) = ann("train2017"), ann("val2017")
+    dls = DetDataLoaders.from_coco(train, train_dir, valid, valid_dir, bs=4, resize=a.size, aug="flip", seed=a.seed)
+    if a.limit:
+        rows = list(range(a.limit))
+        dls = DetDataLoaders.from_records(dls.records.subset(rows), dls.valid.records.subset(rows), bs=4, resize=a.size, aug="flip", seed=a.seed)
+    learn = det_learner(dls, "mask_rcnn", body="tv:squeezenet1_1", weights=a.weights, metrics=None)
+    start = time.perf_counter()
+    with learn.no_bar():
+        learn.fit_one_cycle(a.epochs, *([a.lr] if a.lr else []))
+    minutes = (time.perf_counter() - start) / 60
+    res = dict(what="mask_rcnn, SqueezeNet 1.1, on coco_mini", epochs=a.epochs, size=a.size, limit=a.limit, seed=a.seed, threads=a.threads, torch=torch.__version__, minutes=minutes, train=scores(learn, dls.train_eval), valid=scores(learn, dls.valid))
+    print(json.dumps(res))
+    if a.out:
+        a.out.write_text(json.dumps(res, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
