@@ -15,29 +15,37 @@ from .boxes import *
 
 # %% ../../nbs/cv/150_roi.ipynb #93bbd053
 def _axis(lo, length, bins, s, n):
-    "Cells (R,bins,2s) int32, of `n`, that the points of each bin touch along one axis, and their weights"
-    step = (length/bins)[:,None,None]
+    "Cells (R,bins,2s) int32, of `n` (R,), that the points of each bin touch along one axis, and their weights"
+    step,n = (length/bins)[:,None,None], n.to(lo.dtype)[:,None,None]
     k,i = (torch.arange(m, device=lo.device, dtype=lo.dtype) for m in (bins, s))
     c = lo[:,None,None]+k[:,None]*step+(i+.5)*step/s
     seen = (c>=-1)&(c<=n)
-    c = c.clamp(0, n-1)
+    c = c.clamp(min=0).minimum(n-1)
     low = c.nan_to_num(0.).floor()
     f = c-low
-    return torch.cat([low, (low+1).clamp(max=n-1)], -1).int(), torch.cat([(1-f)*seen, f*seen], -1)
+    return torch.cat([low, (low+1).minimum(n-1)], -1).int(), torch.cat([(1-f)*seen, f*seen], -1)
 
 # %% ../../nbs/cv/150_roi.ipynb #0ee8b116
-def _gather(feat, img, b, bins, points, aligned):
-    "Bins (R,C,bh,bw), channels last in memory, of boxes `b` in cells on the images `img`, with `points` (sh, sw) a side of each bin"
-    (h,w),(bh,bw),(sh,sw),n = feat.shape[-2:], bins, points, len(b)*bins[0]*bins[1]
+def _table(feats):
+    "Cells of all maps as rows (N,C), and for each map the row of its first cell, its height and width (L,3)"
+    rows = [o.permute(0,2,3,1).reshape(-1, o.shape[1]).contiguous() for o in feats]
+    starts = [0]
+    for o in rows[:-1]: starts.append(starts[-1]+len(o))
+    at = torch.tensor([(n, *o.shape[-2:]) for n,o in zip(starts, feats)], dtype=torch.int32, device=feats[0].device)
+    return rows[0] if len(rows)==1 else torch.cat(rows), at
+
+def _gather(rows, at, b, bins, points, aligned):
+    "Bins (R,C,bh,bw), channels last in memory, of boxes `b` in cells, each on the map whose first row, height and width are `at` (R,3), with `points` (sh, sw) a side of each bin"
+    (bh,bw),(sh,sw),n,(start,h,w) = bins, points, len(b)*bins[0]*bins[1], at.unbind(-1)
     lo,size = b[:,:2], b[:,2:]-b[:,:2]
     if not aligned: size = size.clamp(min=1)
     x,wx = _axis(lo[:,0], size[:,0], bw, sw, w)
     y,wy = _axis(lo[:,1], size[:,1], bh, sh, h)
-    y,wy = (y+(img*h)[:,None,None])*w, wy/(sh*sw)
+    y,wy = start[:,None,None]+y*w[:,None,None], wy/(sh*sw)
     idx = (y[:,:,None,:,None]+x[:,None,:,None,:]).view(n, 4*sh*sw)
     wt = (wy[:,:,None,:,None]*wx[:,None,:,None,:]).view(n, 4*sh*sw)
-    out = F.embedding_bag(idx, feat.permute(0,2,3,1).flatten(0,2), per_sample_weights=wt, mode='sum')
-    return out.view(len(b), bh, bw, feat.shape[1]).permute(0,3,1,2)
+    out = F.embedding_bag(idx, rows, per_sample_weights=wt, mode='sum')
+    return out.view(len(b), bh, bw, rows.shape[1]).permute(0,3,1,2)
 
 # %% ../../nbs/cv/150_roi.ipynb #6e1b304d
 def _points(b, bins, aligned):
@@ -46,18 +54,22 @@ def _points(b, bins, aligned):
     if not aligned: size = size.clamp(min=1)
     return (size.flip(-1)/torch.tensor(bins, device=b.device)).nan_to_num(1.).ceil().long()
 
-def _roi_torch(feat, rois, bins, scale, s, aligned):
-    "RoI Align by weighted rows, with a fixed number of points or an adaptive one, group by group"
-    img,b = rois[:,0].int(), rois[:,1:].to(feat.dtype)*scale-(.5 if aligned else 0.)
-    if s: return _gather(feat, img, b, bins, (s,s), aligned)
-    feat = feat.contiguous(memory_format=torch.channels_last)
+def _roi_torch(feats, scales, lvl, rois, bins, s, aligned):
+    "RoI Align by weighted rows on the maps `lvl` (R,), with a fixed number of points or an adaptive one, group by group"
+    rows,at = _table(feats)
+    img,scale,at = rois[:,0].int(), torch.tensor(scales, dtype=rows.dtype, device=rois.device)[lvl], at[lvl]
+    at[:,0] = torch.where((img>=0)&(img<len(feats[0])), at[:,0]+img*at[:,1]*at[:,2], len(rows))
+    b = rois[:,1:].to(rows.dtype)*scale[:,None]-(.5 if aligned else 0.)
+    if s: return _gather(rows, at, b, bins, (s,s), aligned)
     kinds,which = _points(b, bins, aligned).unique(dim=0, return_inverse=True)
-    out = feat.new_empty((len(b), feat.shape[1], *bins))
+    out = _like(rows, len(b), bins)
     for i,(sh,sw) in enumerate(kinds.tolist()):
         m = (which==i).nonzero()[:,0]
-        y = _gather(feat, img[m], b[m], bins, (max(sh,1),max(sw,1)), aligned)
+        y = _gather(rows, at[m], b[m], bins, (max(sh,1),max(sw,1)), aligned)
         out.index_copy_(0, m, y if min(sh,sw)>0 else y*0)
     return out
+
+def _like(x, n, bins): return torch.empty((n, x.shape[1], *bins), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 # %% ../../nbs/cv/150_roi.ipynb #0825cbd1
 _roi_backends = ['torch','torchvision']
@@ -73,6 +85,8 @@ def _check_rois(rois, size, s):
     bins = (size, size) if isinstance(size, int) else tuple(size)
     if len(bins)!=2 or min(bins)<1 or s<0 or s!=int(s): raise ConfigError(explain(f'size must be positive and sampling_ratio a whole number, not {size} and {s}'))
     return bins
+
+def _wide(x): return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 def _roi_torchvision(feat, rois, bins, scale, s, aligned):
     "torchvision's kernel, kept from inverted regions and NaN"
@@ -94,8 +108,9 @@ def roi_align(
     "Average of bilinear readings in each bin of each region (RoI Align)"
     bins,rois = _check_rois(rois, size, sampling_ratio), rois.detach()
     if not len(rois): return feat.new_zeros(0, feat.shape[1], *bins)+feat[:0].sum()
-    x = feat if feat.dtype in (torch.float32, torch.float64) else feat.float()
-    if _roi_backend(backend, feat.device, sampling_ratio)=='torch': return _roi_torch(x, rois, bins, scale, sampling_ratio, aligned).to(feat.dtype)
+    x = _wide(feat)
+    if _roi_backend(backend, feat.device, sampling_ratio)=='torch':
+        return _roi_torch([x], [scale], torch.zeros_like(rois[:,0], dtype=torch.long), rois, bins, sampling_ratio, aligned).to(feat.dtype)
     return _roi_torchvision(x, rois.to(x.dtype), bins, scale, sampling_ratio, aligned).to(feat.dtype)
 
 # %% ../../nbs/cv/150_roi.ipynb #14facc80
@@ -145,13 +160,12 @@ class RoIPooler(nn.Module):
         "Features of each region"
         feats,rois = list(feats)[:len(self.strides)], rois.detach()
         if len(feats)<len(self.strides): raise ConfigError(explain(f'{len(feats)} feature maps for the strides {self.strides}'))
-        one = lambda i, r: roi_align(feats[i], r, self.size, 1/self.strides[i], self.sampling_ratio, self.aligned, self.backend)
-        if len(feats)==1: return one(0, rois).contiguous()
+        backend,scales = _roi_backend(self.backend, rois.device, self.sampling_ratio), [1/o for o in self.strides]
+        one = lambda i, r: roi_align(feats[i], r, self.size, scales[i], self.sampling_ratio, self.aligned, backend)
+        if len(feats)==1 or not len(rois): return sum(one(i, rois) for i in range(len(feats)))
+        bins = _check_rois(rois, self.size, self.sampling_ratio)
+        if backend=='torch': return _roi_torch([_wide(o) for o in feats], scales, self.levels(rois), rois, bins, self.sampling_ratio, self.aligned).to(feats[0].dtype)
         lvl,order = self.levels(rois).sort(stable=True)
-        ns = torch.bincount(lvl, minlength=len(feats)).tolist()
-        out = None
-        for i,(r,o) in enumerate(zip(rois[order].split(ns), order.split(ns))):
-            y = one(i, r)
-            if out is None: out = y.new_empty((len(rois), *y.shape[1:]))
-            out.index_copy_(0, o, y)
+        ns,out = torch.bincount(lvl, minlength=len(feats)).tolist(), _like(feats[0], len(rois), bins)
+        for i,(r,o) in enumerate(zip(rois[order].split(ns), order.split(ns))): out.index_copy_(0, o, one(i, r))
         return out
