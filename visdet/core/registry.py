@@ -61,12 +61,13 @@ def params(
 )->list: # One dict a parameter: name, type, default, doc, required
     "The parameters of `f` as data: what a help page or a schema needs"
     docs, empty = docments(f, full=True), inspect.Parameter.empty
+    args = [p for p in inspect.signature(f).parameters.values() if not (p.name == 'self' and inspect.isclass(f))]
     def row(p):
         d = docs.get(p.name) or {}
         ann = p.annotation if p.annotation is not empty else (type(p.default) if p.default not in (empty, None) else object)
         return dict(name=p.name, type=getattr(ann, '__name__', str(ann)), default=None if p.default is empty else p.default,
                     required=p.default is empty, doc=d.get('docment') or '')
-    return [row(p) for p in inspect.signature(f).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [row(p) for p in args if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 # %% ../../nbs/core/010_registry.ipynb #a1bed6b1
 def check_kwargs(
