@@ -45,10 +45,11 @@ def summary(runs, minutes):
     "AP of both at equal minutes, and visdet's minutes to the peer's final AP"
     pairs = [(o["torchvision"]["curve"], o["visdet"]["curve"]) for o in runs]
     return dict(
-        at={m: dict(torchvision=spread([at(a, m) for a, _ in pairs]), visdet=spread([at(b, m) for _, b in pairs])) for m in minutes},
+        at={m: dict(torchvision=spread([at(a, m) for a, _ in pairs]), visdet=spread([at(b, m) for _, b in pairs]), lead=spread([at(b, m) - at(a, m) for a, b in pairs])) for m in minutes},
         peer_final=spread([a[-1]["AP"] for a, _ in pairs]),
         peer_minutes=spread([a[-1]["minutes"] for a, _ in pairs]),
         visdet_minutes_to_peer_final=spread([first(b, a[-1]["AP"]) for a, b in pairs]),
+        visdet_share_of_peer_minutes=spread([m / a[-1]["minutes"] for a, b in pairs if (m := first(b, a[-1]["AP"]))]),
     )
 
 
@@ -56,7 +57,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data"), p.add_argument("--weights", required=True), p.add_argument("--out", type=Path, required=True)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2]), p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--peer-epochs", type=int, default=10), p.add_argument("--epochs", type=int, default=6), p.add_argument("--note", default="")
+    p.add_argument("--peer-epochs", type=int, default=7), p.add_argument("--epochs", type=int, default=10), p.add_argument("--note", default="")
     a = p.parse_args()
     runs = []
     for seed in a.seeds:

@@ -39,7 +39,7 @@ class Clock(Callback):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data"), p.add_argument("--weights"), p.add_argument("--out")
-    p.add_argument("--model", default="faster_rcnn"), p.add_argument("--epochs", type=int, default=6), p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--model", default="faster_rcnn"), p.add_argument("--epochs", type=int, default=10), p.add_argument("--seed", type=int, default=0)
     p.add_argument("--lr", type=float), p.add_argument("--threads", type=int, default=2)
     p.add_argument("--kw", type=json.loads, default={}, help="JSON: more arguments for the entry point")
     p.add_argument("--dl", type=json.loads, default={}, help="JSON: more arguments for the loaders")

@@ -78,9 +78,11 @@ def make_learner(
     "The learner that the options of a command describe"
     from visdet.cli.console import console
     from visdet.engine.learner import det_learner
+    from visdet.engine.precision import PRECISIONS
     import visdet.models.zoo
+    precision = getattr(a, 'precision', 'auto')
     kw = dict(body=a.body) | {k: v for k,v in (('weights', a.weights), ('pretrained', a.pretrained)) if v} | dict(a.set)
-    return console(det_learner(dls, a.model, ema=getattr(a, 'ema', False), cbs=cbs, path=dls.path, **kw))
+    return console(det_learner(dls, a.model, ema=not getattr(a, 'no_ema', False), precision=precision if precision in PRECISIONS else 'fp32', cbs=cbs, path=dls.path, **kw))
 
 def save_run(
     learn, # After a fit
@@ -109,17 +111,18 @@ def run_train(a):
     learn = make_learner(a, dls, Checkpoint(out, resume=a.resume)); out.mkdir(parents=True, exist_ok=True)
     if a.preflight and not preflight(learn): return 1
     with atomic_write(out/'command.txt') as t: t.write_text(shlex.join(['visdet', *a.argv])+'\n')
-    if a.precision != 'fp32': getattr(_precise(learn), f'to_{a.precision}')()
+    if a.precision == 'fp16': _half(learn)
     print(f"\n{a.model} with {a.body}, {sum(p.numel() for p in learn.model.parameters()):,} parameters, on {dls.device}\n")
     learn.fit_one_cycle(a.epochs, a.lr or learn.lr); ev = last_evaluation(learn)
     path = save_run(learn, out)
     if ev is not None: print(f'\n{ev}')
     print(f"\nWritten to {out}: model.safetensors, history.csv, evaluation.json, checkpoints. To use it:\n  {program()} predict {shlex.quote(str(path))} IMAGE_OR_FOLDER --out found")
 
-def _precise(learn):
-    "Make `to_bf16` and `to_fp16` known to the learner"
+def _half(learn):
+    "Train in float16, as graphics cards do, with scaled gradients"
+    if learn.dls.device.type != 'cuda': raise ConfigError(explain('--precision fp16 needs a graphics card', fix='Use bf16 or fp32 on this device'))
     import fastai.callback.fp16
-    return learn
+    learn.to_fp16()
 
 # %% ../../nbs/cli/906_commands.ipynb #0d5b3db5
 def run_validate(a):

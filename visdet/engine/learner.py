@@ -94,7 +94,7 @@ def det_learner(
     wd_bn_bias:bool=False, # Decay norms and biases too?
     train_bn:bool=True, # Train norms of frozen groups?
     moms:tuple=(0.95,0.85,0.95), # Momentum along the one-cycle schedule
-    ema=False, # Keep an average of the weights: True, or its decay
+    ema=True, # Validate and finish with an average of the weights: True, False, or its decay
     precision:str='auto', # Of training batches: 'auto' | 'fp32' | 'bf16', see `train_dtype`
     cbs=None, # More callbacks
     path=None, # Folder for what is saved, the loaders' by default
