@@ -9,6 +9,9 @@ __all__ = ['box_iou']
 import math, torch
 
 from ..core.basics import ConfigError, explain, unknown
+from ..core.cases import bench_case
+from ..core.registry import register
+from ..core.testing import rand_boxes
 from .boxes import *
 
 # %% ../../nbs/cv/110_iou.ipynb #d3ed2f14
@@ -53,6 +56,7 @@ def _cols(o, name):
     o = o if o.dtype in (torch.float32, torch.float64) else o.float()
     return list(o.unbind(-1)), box_area(o)
 
+@register('op')
 def box_iou(
     a:torch.Tensor, # Boxes (...,N,4), xyxy
     b:torch.Tensor, # Boxes (...,M,4), xyxy, in the same unit
@@ -69,3 +73,10 @@ def box_iou(
     union = (sa+sb).sub_(inter)
     iou = inter/union.clamp(min=_eps)
     return iou-_gaps[kind](pa, pb, iou, union) if _gaps[kind] else iou
+
+# %% ../../nbs/cv/110_iou.ipynb #81b686ef
+def _bench(device, n=1000, m=100, kind='iou'):
+    "Overlap of n boxes with m boxes, every pair"
+    return box_iou, (*(rand_boxes(k, (800, 1216), i).to(device) for i,k in enumerate((n, m))), kind)
+
+bench_case('op', 'box_iou', _bench, quick=[dict(n=5000, m=50, kind=k) for k in ('iou', 'giou')], full=[dict(n=180_000, m=50, kind=k) for k in ('iou', 'giou')])
