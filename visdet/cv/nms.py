@@ -10,6 +10,9 @@ import numpy as np, torch
 from torchvision.ops import nms as _nms_torchvision
 
 from ..core.basics import ConfigError, DataError, explain, unknown
+from ..core.cases import bench_case
+from ..core.registry import register
+from ..core.testing import crowded_boxes
 from .iou import *
 
 # %% ../../nbs/cv/120_nms.ipynb #c941c565
@@ -44,6 +47,7 @@ def _backend(name):
     if name is not None and name not in _backends: raise ConfigError(unknown('backend', name, _backends))
     return _backends[name or 'torchvision']
 
+@register('op')
 def nms(
     boxes:torch.Tensor, # (N,4) xyxy, finite
     scores:torch.Tensor, # (N,), no NaN
@@ -53,6 +57,13 @@ def nms(
     "Greedy non-maximum suppression, all boxes against all"
     boxes,scores = _ready(boxes.detach(), scores.detach(), iou_thr)
     return _backend(backend)(boxes, scores, iou_thr)
+
+# %% ../../nbs/cv/120_nms.ipynb #1afedb76
+def _bench_nms(device, n=1000, thr=.5, backend='torchvision'):
+    "Suppression among n boxes, ten to an object"
+    return nms, (*(o.to(device) for o in crowded_boxes(n)), thr, backend)
+
+bench_case('op', 'nms', _bench_nms, quick=[dict(n=1000, backend=b) for b in _backends], full=[dict(n=5000, backend=b) for b in _backends])
 
 # %% ../../nbs/cv/120_nms.ipynb #5c9e43be
 def _midway(thr):
@@ -77,6 +88,7 @@ def _runs(counts, most):
         else: runs.append(c)
     return runs
 
+@register('op')
 def batched_nms(
     boxes:torch.Tensor, # (N,4) xyxy, finite
     scores:torch.Tensor, # (N,), no NaN
@@ -101,3 +113,11 @@ def batched_nms(
     alive = torch.zeros_like(order, dtype=torch.bool)
     alive[by[torch.cat(kept)]] = True
     return order[alive][:max_num]
+
+# %% ../../nbs/cv/120_nms.ipynb #e1ee2304
+def _bench_batched(device, n=1000, classes=80, backend='torchvision'):
+    "Suppression within each of many classes, ten boxes to an object"
+    lbl = torch.arange(n).div(10, rounding_mode='floor')%classes
+    return batched_nms, (*(o.to(device) for o in crowded_boxes(n)), lbl.to(device), .5, None, backend)
+
+bench_case('op', 'batched_nms', _bench_batched, quick=[dict(n=1000, backend=b) for b in _backends], full=[*(dict(n=5000, backend=b) for b in _backends), dict(n=40_000, classes=40)])
