@@ -9,6 +9,8 @@ __all__ = ['PointGenerator', 'cell_anchors', 'octave_sizes', 'AnchorGenerator']
 import math, torch
 
 from ..core.basics import ConfigError, explain
+from ..core.cases import bench_case
+from ..core.registry import register
 from .boxes import *
 
 # %% ../../nbs/cv/130_priors.ipynb #f5797dbe
@@ -47,6 +49,7 @@ class _Grid:
         return list(self._store[k])
 
 # %% ../../nbs/cv/130_priors.ipynb #940a8c17
+@register('prior')
 class PointGenerator(_Grid):
     "Points `(x, y)`, one for each cell of each level; call it with feature maps or use `.grid` with their sizes"
     def __init__(self,
@@ -78,6 +81,7 @@ def octave_sizes(
     "Sizes that divide each level's octave into `n` equal steps"
     return [tuple(base*s*2**(k/n) for k in range(n)) for s in strides]
 
+@register('prior')
 class AnchorGenerator(_Grid):
     "Anchors xyxy of each level; call it with feature maps or use `.grid` with their sizes"
     def __init__(self,
@@ -99,3 +103,14 @@ class AnchorGenerator(_Grid):
     def _level(self, i, size, device):
         p = _cells(size, self.strides[i], self.offset, device)
         return (p.repeat(1, 2)[:,None]+self.cells[i].to(device)).reshape(-1, 4)
+
+# %% ../../nbs/cv/130_priors.ipynb #fcef7d37
+def _bench_priors(gen, device, h, w):
+    "The making of priors for images of h by w pixels"
+    return gen._make, ([(-(-h//s), -(-w//s)) for s in gen.strides], device)
+
+def _bench_points(device, h=800, w=1216): return _bench_priors(PointGenerator([8,16,32,64,128]), device, h, w)
+def _bench_anchors(device, h=800, w=1216): return _bench_priors(AnchorGenerator([8,16,32,64,128], octave_sizes([8,16,32,64,128])), device, h, w)
+
+for _k,_f in dict(PointGenerator=_bench_points, AnchorGenerator=_bench_anchors).items():
+    bench_case('prior', _k, _f, quick=dict(h=320, w=480), full=dict(h=800, w=1216), doc='Priors of five levels, without the cache')
