@@ -9,6 +9,9 @@ __all__ = ['DeltaCoder', 'DistanceCoder']
 import math, torch
 
 from ..core.basics import ConfigError, explain
+from ..core.cases import bench_case
+from ..core.registry import register
+from ..core.testing import noise, rand_boxes
 from .boxes import *
 
 # %% ../../nbs/cv/140_coders.ipynb #cd1d63ef
@@ -23,6 +26,7 @@ def _four(o, name):
     return o
 
 # %% ../../nbs/cv/140_coders.ipynb #5050e0c9
+@register('coder')
 class DeltaCoder:
     "Boxes as offsets of the centre and log ratios of the size, relative to prior boxes (Girshick et al., 2014)"
     def __init__(self,
@@ -63,6 +67,7 @@ class DeltaCoder:
         return b if size is None else clip_boxes(b, size)
 
 # %% ../../nbs/cv/140_coders.ipynb #f8eb12e6
+@register('coder')
 class DistanceCoder:
     "Boxes as distances from points to their left, top, right and bottom sides (Tian et al., 2019)"
     def __init__(self,
@@ -97,3 +102,17 @@ class DistanceCoder:
         if u is not None: d = d*u
         b = torch.cat([points-d[...,:2], points+d[...,2:]], -1)
         return b if size is None else clip_boxes(b, size)
+
+# %% ../../nbs/cv/140_coders.ipynb #dc927832
+def _bench_delta(device, n=10_000, way='decode'):
+    "Deltas of n rows: boxes to deltas, or back"
+    p, b = (rand_boxes(n, (800, 1216), i).to(device) for i in (0, 1))
+    return getattr(DeltaCoder(), way), (p, b if way == 'encode' else noise(n, 4, device=device)*.2)
+
+def _bench_distance(device, n=10_000, way='decode'):
+    "Distances of n rows: boxes to distances, or back"
+    b = rand_boxes(n, (800, 1216)).to(device)
+    return getattr(DistanceCoder(), way), ((b[:,:2]+b[:,2:])/2, b if way == 'encode' else noise(n, 4, device=device).abs()*50)
+
+for _k,_f in dict(DeltaCoder=_bench_delta, DistanceCoder=_bench_distance).items():
+    bench_case('coder', _k, _f, quick=[dict(n=10_000, way=o) for o in ('encode', 'decode')], full=[dict(n=180_000, way=o) for o in ('encode', 'decode')])
