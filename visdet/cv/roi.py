@@ -11,6 +11,9 @@ from torch import nn
 from torchvision.ops import roi_align as _tv_roi_align
 
 from ..core.basics import ConfigError, explain, unknown
+from ..core.cases import bench_case
+from ..core.registry import register
+from ..core.testing import maps, rand_boxes
 from .boxes import *
 
 # %% ../../nbs/cv/150_roi.ipynb #93bbd053
@@ -96,6 +99,7 @@ def _roi_torchvision(feat, rois, bins, scale, s, aligned):
     nan = torch.zeros_like(rois[:,:1]).masked_fill(broken, math.nan)
     return _tv_roi_align(feat, b, bins, scale, s, aligned).add_(nan[:,:,None,None])
 
+@register('op')
 def roi_align(
     feat:torch.Tensor, # (B,C,H,W) features
     rois:torch.Tensor, # (R,5): batch index, x1, y1, x2, y2 in pixels
@@ -112,6 +116,18 @@ def roi_align(
     if _roi_backend(backend, feat.device, sampling_ratio)=='torch':
         return _roi_torch([x], [scale], torch.zeros_like(rois[:,0], dtype=torch.long), rois, bins, sampling_ratio, aligned).to(feat.dtype)
     return _roi_torchvision(x, rois.to(x.dtype), bins, scale, sampling_ratio, aligned).to(feat.dtype)
+
+# %% ../../nbs/cv/150_roi.ipynb #664c7b21
+def _bench_rois(n, size, device):
+    "Regions of one image (n,5)"
+    return torch.cat([torch.zeros(n, 1), rand_boxes(n, size, min_side=8)], 1).to(device)
+
+def _bench_align(device, rois=64, channels=64, h=320, w=480, backend='torch'):
+    "RoI Align of 7 x 7 bins from a map of stride 4"
+    return roi_align, (*maps((h, w), (4,), channels, device=device), _bench_rois(rois, (h, w), device), 7, 1/4, 2, True, backend)
+
+_big = dict(rois=512, channels=256, h=800, w=1216)
+bench_case('op', 'roi_align', _bench_align, quick=[dict(rois=64, channels=64, backend=b) for b in _roi_backends], full=[dict(**_big, backend=b) for b in _roi_backends], modes=('forward', 'both'))
 
 # %% ../../nbs/cv/150_roi.ipynb #14facc80
 def roi_levels(
@@ -134,6 +150,7 @@ def to_rois(
     return torch.cat([torch.cat([b.new_full((len(b),1), i), b], 1) for i,b in enumerate(boxes)])
 
 # %% ../../nbs/cv/150_roi.ipynb #41980126
+@register('op')
 class RoIPooler(nn.Module):
     "RoI Align on the level of a feature pyramid that suits each region"
     def __init__(self,
@@ -169,3 +186,10 @@ class RoIPooler(nn.Module):
         ns,out = torch.bincount(lvl, minlength=len(feats)).tolist(), _like(feats[0], len(rois), bins)
         for i,(r,o) in enumerate(zip(rois[order].split(ns), order.split(ns))): out.index_copy_(0, o, one(i, r))
         return out
+
+# %% ../../nbs/cv/150_roi.ipynb #ef42e170
+def _bench_pooler(device, rois=64, channels=64, h=320, w=480, backend='torch'):
+    "Features of regions from four levels, 7 x 7 bins"
+    return RoIPooler([4,8,16,32], 7, backend=backend), (maps((h, w), (4,8,16,32), channels, device=device), _bench_rois(rois, (h, w), device))
+
+bench_case('op', 'RoIPooler', _bench_pooler, quick=[dict(rois=64, channels=64, backend=b) for b in _roi_backends], full=[dict(**_big, backend=b) for b in _roi_backends], modes=('forward', 'both'))
