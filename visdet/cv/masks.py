@@ -11,8 +11,12 @@ __all__ = ['rle_encode', 'rle_decode', 'rle_normal', 'rle_area', 'rle_to_box', '
 import numpy as np, torch, torch.nn.functional as F
 import pycocotools.mask as _coco
 from ..core.basics import ConfigError, DataError, explain, unknown
+from ..core.cases import bench_case
+from ..core.registry import register
+from ..core.testing import noise, rand_boxes
 
 # %% ../../nbs/cv/160_masks.ipynb #15c67cbf
+@register('op')
 def rle_encode(
     mask, # (H, W) or (N, H, W) array or tensor; non-zero is object
 ): # One RLE dict `{'size': [h, w], 'counts': bytes}`, or a list of N
@@ -23,6 +27,7 @@ def rle_encode(
     if a.ndim == 2: return _coco.encode(np.asfortranarray(a[..., None]))[0]
     return _coco.encode(np.asfortranarray(a.transpose(1, 2, 0))) if len(a) else []
 
+@register('op')
 def rle_decode(
     rle, # One RLE dict (any kind of counts) or a list of N, all of one size
 )->np.ndarray: # uint8 (H, W) or (N, H, W), values 0 and 1, contiguous
@@ -83,6 +88,7 @@ def rle_merge(
     return _coco.merge(_same_size(rles), intersect=how == 'intersection')
 
 # %% ../../nbs/cv/160_masks.ipynb #6e7d6209
+@register('op')
 def rle_iou(
     a, # List of N RLE dicts: detections
     b, # List of M RLE dicts: truths
@@ -103,6 +109,7 @@ def _flat(poly)->np.ndarray:
     if not (np.abs(p) < 1e6).all(): raise DataError(explain('a polygon has coordinates that are not finite or beyond a million pixels', fix='Correct the annotation'))
     return p
 
+@register('op')
 def polygons_to_rle(
     polys, # List of polygons, each a flat sequence x0, y0, x1, y1, ... or (P, 2), in pixels
     size:tuple, # (h, w) of the image
@@ -110,6 +117,22 @@ def polygons_to_rle(
     "The pixels inside a list of polygons, by pycocotools' rule"
     h, w = map(int, size); ps = [p.tolist() for p in map(_flat, polys) if p.size >= 6]
     return _coco.merge(_coco.frPyObjects(ps, h, w)) if ps else _coco.encode(np.zeros((h, w, 1), np.uint8, 'F'))[0]
+
+# %% ../../nbs/cv/160_masks.ipynb #08c1a67b
+def _bench_polygons(n, h, w):
+    "n ellipses as lists of one flat polygon"
+    a, b = np.linspace(0, 2*np.pi, 32, endpoint=False), rand_boxes(n, (h, w), min_side=16).numpy()
+    xy = (b[:,None,2:]+b[:,None,:2])/2+(b[:,None,2:]-b[:,None,:2])/2*np.stack([np.cos(a), np.sin(a)], 1)
+    return [[o.ravel()] for o in xy]
+
+def _bench_rles(n, h, w): return [polygons_to_rle(p, (h, w)) for p in _bench_polygons(n, h, w)]
+_quick, _full = dict(n=10, h=320, w=480), dict(n=100, h=800, w=1216)
+
+def _bench_rasterise(device, n=10, h=320, w=480):
+    "Run lengths of n polygons of 32 corners (always on the CPU)"
+    return (lambda ps: [polygons_to_rle(p, (h, w)) for p in ps]), (_bench_polygons(n, h, w),)
+
+bench_case('op', 'polygons_to_rle', _bench_rasterise, quick=_quick, full=_full)
 
 # %% ../../nbs/cv/160_masks.ipynb #d92068d2
 def as_rle(
@@ -213,6 +236,7 @@ def crop_mask(
     return rle_encode(out)
 
 # %% ../../nbs/cv/160_masks.ipynb #28c354ca
+@register('op')
 def masks_to_boxes(
     masks, # (N, H, W) tensor or array; non-zero is object
 )->torch.Tensor: # float32 (N, 4) xyxy on the same device
@@ -223,6 +247,26 @@ def masks_to_boxes(
     ends = lambda p: (p.argmax(1), p.shape[1]-p.flip(1).argmax(1))
     cols, rows = hit(1), hit(2); (x1, x2), (y1, y2) = ends(cols), ends(rows)
     return torch.stack([x1, y1, x2, y2], 1).float()*cols.any(1)[:, None]
+
+# %% ../../nbs/cv/160_masks.ipynb #f9e2b109
+def _bench_encode(device, n=10, h=320, w=480):
+    "n bitmaps to run lengths (always on the CPU)"
+    return rle_encode, (rle_decode(_bench_rles(n, h, w)),)
+
+def _bench_decode(device, n=10, h=320, w=480):
+    "n run lengths to bitmaps (always on the CPU)"
+    return rle_decode, (_bench_rles(n, h, w),)
+
+def _bench_iou(device, n=10, h=320, w=480):
+    "Overlap of n masks with as many others, every pair (always on the CPU)"
+    r = _bench_rles(2*n, h, w)
+    return rle_iou, (r[:n], r[n:])
+
+def _bench_around(device, n=10, h=320, w=480):
+    "Boxes around n bitmaps"
+    return masks_to_boxes, (torch.from_numpy(rle_decode(_bench_rles(n, h, w))).to(device),)
+
+for _k,_f in dict(rle_encode=_bench_encode, rle_decode=_bench_decode, rle_iou=_bench_iou, masks_to_boxes=_bench_around).items(): bench_case('op', _k, _f, quick=_quick, full=_full)
 
 # %% ../../nbs/cv/160_masks.ipynb #d3d95d4e
 def _taps(n, m, lo, hi, like):
@@ -248,6 +292,7 @@ def _plan(probs, boxes, size):
     return p, plan
 
 # %% ../../nbs/cv/160_masks.ipynb #a9f69788
+@register('op')
 def paste_masks(
     probs:torch.Tensor, # (N, m, m) or (N, 1, m, m) probabilities
     boxes:torch.Tensor, # (N, 4) xyxy in pixels of the image
@@ -273,6 +318,7 @@ def _crop_runs(
     counts = np.diff(np.r_[0, np.stack([s, e], 1).ravel(), H*W])
     return (counts if counts[-1] or len(counts) == 1 else counts[:-1]).tolist()
 
+@register('op')
 def paste_rles(
     probs:torch.Tensor, # (N, m, m) or (N, 1, m, m) probabilities
     boxes:torch.Tensor, # (N, 4) xyxy in pixels of the image
@@ -283,3 +329,10 @@ def paste_rles(
     h, w = map(int, size); p, plan = _plan(probs.cpu(), boxes.cpu(), size); out = [dict(size=[h, w], counts=[h*w]) for _ in p]
     for i, box, v in plan: out[i]['counts'] = _crop_runs((_stretch(p[i], box, v) > thr).numpy(), *v[:2], size)
     return _coco.frPyObjects(out, h, w) if out else []
+
+# %% ../../nbs/cv/160_masks.ipynb #bec058ee
+def _bench_paste(f, device, n, h, w): return f, (noise(n, 28, 28, device=device).sigmoid(), rand_boxes(n, (h, w), min_side=8).to(device), (h, w))
+def _bench_paste_masks(device, n=10, h=320, w=480): return _bench_paste(paste_masks, device, n, h, w)
+def _bench_paste_rles(device, n=10, h=320, w=480): return _bench_paste(paste_rles, device, n, h, w)
+
+for _k,_f in dict(paste_masks=_bench_paste_masks, paste_rles=_bench_paste_rles).items(): bench_case('op', _k, _f, quick=_quick, full=_full, doc='Masks of 28 x 28 into their boxes')
