@@ -10,6 +10,8 @@ import contextlib, hashlib, io, struct, warnings
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from ..core.basics import ConfigError, DataError, explain, unknown
+from ..core.cases import bench_case
+from ..core.registry import register
 try: from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError: decode_jpeg = None
 
@@ -125,6 +127,7 @@ def read_image(
 # %% ../../nbs/cv/170_image.ipynb #787ba11c
 _HOW = dict(bilinear=dict(mode='bilinear', antialias=True), bicubic=dict(mode='bicubic', antialias=True), nearest=dict(mode='nearest-exact'))
 
+@register('op')
 def resize_image(
     img:np.ndarray, # (H, W, C) or (H, W): uint8, or float32
     size:tuple, # (h, w) wanted, in pixels, at least 1
@@ -138,6 +141,13 @@ def resize_image(
     a = np.require(img if img.ndim == 3 else img[..., None], requirements='CW')
     out = F.interpolate(torch.from_numpy(a)[None].permute(0, 3, 1, 2), size=(h, w), **_HOW[how])[0].permute(1, 2, 0).numpy()
     return np.ascontiguousarray(out).reshape(h, w, *img.shape[2:])
+
+# %% ../../nbs/cv/170_image.ipynb #7050b9ca
+def _bench_resize(device, h=240, w=320, to_h=320, to_w=427, how='bilinear'):
+    "A picture of bytes to another size (always on the CPU)"
+    return resize_image, (np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8), (to_h, to_w), how)
+
+bench_case('op', 'resize_image', _bench_resize, quick=[dict(how=k) for k in ('bilinear', 'bicubic')], full=[dict(h=480, w=640, to_h=800, to_w=1067), dict(h=3000, w=4000, to_h=800, to_w=1067)])
 
 # %% ../../nbs/cv/170_image.ipynb #fe0c311e
 def image_hash(
