@@ -13,7 +13,9 @@ import timm, torch
 from torch import nn
 from timm.models import adapt_input_conv
 from ..core.basics import CheckpointError, ConfigError, explain, nearest, unknown
+from ..core.cases import bench_case
 from ..core.registry import register
+from ..core.testing import built, noise
 from .frozen import *
 
 # %% ../../nbs/nn/310_body.ipynb #2b7cf088
@@ -236,3 +238,12 @@ def create_body(
     fixed = _freeze_stages(res, info, frozen_stages, x)
     if norm == 'frozen' or fixed: freeze_norm(net, x, None if norm == 'frozen' else fixed)
     return res
+
+# %% ../../nbs/nn/310_body.ipynb #f290c2b5
+def _bench(device, body='resnet18', norm='bn', bs=1, h=160, w=160):
+    "Four maps of a body with random weights"
+    m = built(create_body, body, norm=norm, device=device)
+    return keep_folded(m), (noise(bs, 3, h, w, device=device).contiguous(memory_format=torch.channels_last),)
+
+bench_case('body', 'create_body', _bench, quick=[dict(body='resnet18', norm=o) for o in ('bn', 'frozen')],
+           full=[dict(body='resnet50', norm=o, h=800, w=1216) for o in ('bn', 'frozen')]+[dict(body='resnet50', bs=8, h=224, w=224)], modes=('forward', 'both'))
