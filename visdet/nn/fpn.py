@@ -10,7 +10,9 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 from ..core.basics import ConfigError, unknown
+from ..core.cases import bench_case
 from ..core.registry import register
+from ..core.testing import built, maps
 from .layers import *
 
 # %% ../../nbs/nn/320_fpn.ipynb #3c3de064
@@ -53,3 +55,11 @@ class FPN(nn.Module):
             if self.extra == 'pool': last = last[..., ::2, ::2]; res.append(last); continue
             x = self.more[i](x.relu() if self.relu and i else x); res.append(x)
         return res
+
+# %% ../../nbs/nn/320_fpn.ipynb #15c4b1c5
+def _bench(device, base=64, channels=64, num_outs=5, bs=1, h=256, w=256):
+    "Pyramid over four maps of base, 2*base, 4*base and 8*base channels"
+    cs, ss = [base*k for k in (1,2,4,8)], [4,8,16,32]
+    return built(FPN, cs, ss, channels, num_outs, device=device), (maps((h, w), ss, cs, bs, device),)
+
+bench_case('neck', 'FPN', _bench, quick=dict(base=64, channels=64), full=dict(base=256, channels=256, h=800, w=1216), modes=('forward', 'both'))
