@@ -8,8 +8,11 @@ __all__ = ['BACKGROUND', 'IGNORED', 'MaxIoUAssigner', 'PointAssigner']
 # %% ../../nbs/nn/330_assign.ipynb #0d231457
 import torch
 from ..core.basics import ConfigError, unknown
+from ..core.cases import bench_case
 from ..core.registry import register
+from ..core.testing import rand_boxes
 from ..cv.iou import box_iou
+from ..cv.priors import AnchorGenerator, PointGenerator, octave_sizes
 
 # %% ../../nbs/nn/330_assign.ipynb #0b301d73
 BACKGROUND, IGNORED = -1, -2
@@ -69,6 +72,17 @@ class MaxIoUAssigner:
         last = (hit*rank).amax(1)
         res.copy_(torch.where(last > 0, arg if self.low == 'own' else last-1, res))
 
+# %% ../../nbs/nn/330_assign.ipynb #d60d3715
+def _bench_boxes(bs, m, h, w, device): return rand_boxes(bs*m, (h, w), min_side=8).view(bs, m, 4).to(device), torch.ones(bs, m, dtype=torch.bool, device=device)
+def _bench_feats(h, w): return [(-(-h//s), -(-w//s)) for s in (8,16,32,64,128)]
+
+def _bench_iou(device, bs=2, m=10, h=320, w=480):
+    "Assignment of all anchors of a pyramid to m objects in each of bs images"
+    gen = AnchorGenerator([8,16,32,64,128], octave_sizes([8,16,32,64,128]))
+    return MaxIoUAssigner(), (torch.cat(gen.grid(_bench_feats(h, w), device)), *_bench_boxes(bs, m, h, w, device))
+
+bench_case('assigner', 'MaxIoUAssigner', _bench_iou, quick=dict(bs=2, m=10), full=[dict(bs=8, m=10, h=800, w=1216), dict(bs=2, m=50, h=800, w=1216)])
+
 # %% ../../nbs/nn/330_assign.ipynb #90ed5e41
 @register('assigner')
 class PointAssigner:
@@ -101,3 +115,13 @@ class PointAssigner:
         if self.radius is not None: ok &= torch.maximum((l-r).abs(), (t-b).abs()) < 2*self.radius*strides
         size,arg = torch.where(ok, area, torch.inf).min(1)
         return arg.masked_fill(size.isinf(), BACKGROUND)
+
+# %% ../../nbs/nn/330_assign.ipynb #f548210d
+def _bench_points(device, bs=2, m=10, h=320, w=480):
+    "Assignment of all points of a pyramid to m objects in each of bs images"
+    ps, ss = PointGenerator([8,16,32,64,128]).grid(_bench_feats(h, w), device), (8,16,32,64,128)
+    spread = lambda v: torch.cat([o.new_full((len(o),), x) for o,x in zip(ps, v)])
+    ranges = torch.stack([spread((-1.,64.,128.,256.,512.)), spread((64.,128.,256.,512.,1e8))], -1)
+    return PointAssigner(), (torch.cat(ps), spread(ss), ranges, *_bench_boxes(bs, m, h, w, device))
+
+bench_case('assigner', 'PointAssigner', _bench_points, quick=dict(bs=2, m=10), full=[dict(bs=8, m=10, h=800, w=1216), dict(bs=2, m=50, h=800, w=1216)])
