@@ -8,7 +8,9 @@ __all__ = ['RandomSampler']
 # %% ../../nbs/nn/340_sample.ipynb #73835608
 import torch
 from ..core.basics import ConfigError
+from ..core.cases import bench_case
 from ..core.registry import register
+from ..core.testing import noise
 
 # %% ../../nbs/nn/340_sample.ipynb #ce8cd57d
 @register('sampler')
@@ -38,3 +40,11 @@ class RandomSampler:
         ok = key >= 0
         if not match.is_cuda: n = int(ok.sum(1).max()) if B and N else 0; idx,ok = idx[:,:n], ok[:,:n]
         return idx, ok
+
+# %% ../../nbs/nn/340_sample.ipynb #0b141eae
+def _bench(device, n=30_000, bs=2, num=256):
+    "A draw of num out of n places in each of bs images"
+    x = noise(bs, n)
+    return RandomSampler(num), (torch.where(x > 2.33, 0, torch.where(x > -2, -1, -2)).to(device), torch.Generator(device).manual_seed(0))
+
+bench_case('sampler', 'RandomSampler', _bench, quick=dict(n=30_000), full=dict(n=240_000, bs=8))
