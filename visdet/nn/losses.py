@@ -9,7 +9,9 @@ __all__ = ['focal_loss', 'smooth_l1', 'l1', 'iou_loss', 'box_loss', 'bce', 'cros
 import torch
 import torch.nn.functional as F
 from ..core.basics import ConfigError, unknown
+from ..core.cases import bench_case
 from ..core.registry import register, lookup
+from ..core.testing import noise, rand_boxes
 from ..cv.iou import box_iou
 
 # %% ../../nbs/nn/350_losses.ipynb #28429467
@@ -63,6 +65,15 @@ def focal_loss(
     if x.shape[1] == 0 or len(x) == 0: return x.float().sum()*0
     rows = torch.arange(len(x), device=x.device) if x.is_cuda else (labels >= 0).nonzero()[:,0]
     return _Focal.apply(x, rows, labels[rows], weight, alpha, gamma)
+
+# %% ../../nbs/nn/350_losses.ipynb #1e22e624
+def _bench_focal(device, n=20_000, classes=4):
+    "Focal loss of n rows"
+    i = torch.arange(n)
+    f = lambda x, y: focal_loss(x if torch.is_grad_enabled() else x.detach(), y)
+    return f, (noise(n, classes, device=device).requires_grad_(), torch.where(i%100 == 0, i%classes, -1).to(device))
+
+bench_case('loss', 'focal_loss', _bench_focal, quick=dict(n=20_000, classes=4), full=dict(n=182_000, classes=80), modes=('forward', 'both'))
 
 # %% ../../nbs/nn/350_losses.ipynb #601e0985
 def _rows(x, weight):
@@ -129,3 +140,16 @@ def cross_entropy(
 )->torch.Tensor: # Scalar sum
     "Categorical cross-entropy"
     return _rows(F.cross_entropy(x.float(), y, reduction='none'), weight)
+
+# %% ../../nbs/nn/350_losses.ipynb #f290a583
+def _bench_pair(device, n, d): return noise(n, d, device=device).requires_grad_(), noise(n, d, seed=1, device=device)
+def _bench_l1(device, n=1000): return l1, _bench_pair(device, n, 4)
+def _bench_smooth(device, n=1000): return smooth_l1, _bench_pair(device, n, 4)
+def _bench_bce(device, n=100, cells=784): return bce, (noise(n, cells, device=device).requires_grad_(), (noise(n, cells, seed=1, device=device) > 0).float())
+def _bench_cross(device, n=1000, classes=80): return cross_entropy, (noise(n, classes+1, device=device).requires_grad_(), (torch.arange(n)%(classes+1)).to(device))
+def _bench_iou(device, n=1000, kind='giou'): return iou_loss, (rand_boxes(n).to(device).requires_grad_(), rand_boxes(n, seed=1).to(device), None, kind)
+
+for _k,_f in dict(l1=_bench_l1, smooth_l1=_bench_smooth, cross_entropy=_bench_cross).items():
+    bench_case('loss', _k, _f, quick=dict(n=1000), full=dict(n=100_000), modes=('forward', 'both'), doc='Sum over n rows')
+bench_case('loss', 'bce', _bench_bce, quick=dict(n=100), full=dict(n=512), modes=('forward', 'both'), doc='Sum over n rows of cells')
+bench_case('loss', 'iou_loss', _bench_iou, quick=[dict(n=1000, kind=k) for k in ('giou', 'ciou')], full=[dict(n=100_000, kind=k) for k in ('iou', 'giou', 'diou', 'ciou')], modes=('forward', 'both'), doc='Sum over n pairs of boxes')
