@@ -10,7 +10,9 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from ..core.basics import ConfigError
+from ..core.cases import bench_case
 from ..core.registry import register
+from ..core.testing import built, maps
 from ..cv.boxes import clip_boxes
 from ..cv.coders import DeltaCoder
 from ..cv.iou import box_iou
@@ -63,6 +65,14 @@ class AnchorHead(nn.Module):
     def priors(self, raw)->list: # (n,4) of each level
         "The anchors of `raw`"
         return self.levels(level_sizes(raw['cls']), image_shape(raw), raw['cls'][0].device)
+
+# %% ../../nbs/nn/363_anchor_head.ipynb #0ee5f1a5
+def _bench(device, channels=64, classes=4, bs=1, h=256, w=256):
+    "Class and box maps of five levels, nine anchors a cell"
+    ss = [8,16,32,64,128]
+    return built(AnchorHead, channels, classes, ss, channels=channels, device=device), (maps((h, w), ss, channels, bs, device), torch.zeros(bs, 3, h, w, device=device))
+
+bench_case('head', 'AnchorHead', _bench, quick=dict(channels=64), full=[dict(channels=256, classes=80, h=800, w=1216), dict(channels=256, classes=80, bs=8)], modes=('forward', 'both'))
 
 # %% ../../nbs/nn/363_anchor_head.ipynb #b2e1e5be
 def _level_cuts(priors): 
