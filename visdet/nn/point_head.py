@@ -10,7 +10,9 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from ..core.basics import ConfigError, unknown
+from ..core.cases import bench_case
 from ..core.registry import register
+from ..core.testing import built, maps
 from ..cv.boxes import clip_boxes
 from ..cv.coders import DistanceCoder
 from ..cv.priors import PointGenerator
@@ -71,6 +73,14 @@ class PointHead(nn.Module):
         "Distances in strides, never negative"
         x = x.float() if self.scale is None else self.scale(x.float(), i)
         return x.relu() if self.act == 'relu' else x.clamp(max=8.).exp()
+
+# %% ../../nbs/nn/366_point_head.ipynb #c16c7679
+def _bench(device, channels=64, classes=4, bs=1, h=256, w=256):
+    "Class, distance and centre-ness maps of five levels"
+    ss = [8,16,32,64,128]
+    return built(PointHead, channels, classes, ss, channels=channels, device=device), (maps((h, w), ss, channels, bs, device), torch.zeros(bs, 3, h, w, device=device))
+
+bench_case('head', 'PointHead', _bench, quick=dict(channels=64), full=[dict(channels=256, classes=80, h=800, w=1216), dict(channels=256, classes=80, bs=8)], modes=('forward', 'both'))
 
 # %% ../../nbs/nn/366_point_head.ipynb #2942d2c0
 @patch
