@@ -10,7 +10,9 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from ..core.basics import ConfigError
+from ..core.cases import bench_case
 from ..core.registry import register
+from ..core.testing import built, maps
 from ..cv.boxes import clip_boxes
 from ..cv.coders import DeltaCoder
 from ..cv.nms import batched_nms
@@ -56,6 +58,14 @@ class RPN(nn.Module):
     def priors(self, raw)->list:
         "The anchors of `raw`"
         return self.levels(level_sizes(raw['cls']), image_shape(raw), raw['cls'][0].device)
+
+# %% ../../nbs/nn/370_rpn.ipynb #9787c38f
+def _bench(device, channels=64, bs=1, h=256, w=256):
+    "Objectness and box maps of five levels, three anchors a cell"
+    ss = [8,16,32,64,128]
+    return built(RPN, channels, ss, channels=channels, device=device), (maps((h, w), ss, channels, bs, device), torch.zeros(bs, 3, h, w, device=device))
+
+bench_case('head', 'RPN', _bench, quick=dict(channels=64), full=[dict(channels=256, h=800, w=1216), dict(channels=256, bs=8)], modes=('forward', 'both'))
 
 # %% ../../nbs/nn/370_rpn.ipynb #0797d27a
 @patch
