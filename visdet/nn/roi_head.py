@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..core.basics import ConfigError
+from ..core.cases import bench_case
 from ..core.registry import register
+from ..core.testing import built, maps, rand_boxes
 from ..cv.boxes import clip_boxes
 from ..cv.coders import DeltaCoder
 from ..cv.roi import RoIPooler, to_rois
@@ -65,6 +67,14 @@ class BoxHead(nn.Module):
         x = self.fc1(self.pool(feats, rois)).relu_()
         x = self.fc2(x).relu_()
         return self.cls(x), self.reg(x)
+
+# %% ../../nbs/nn/380_roi_head.ipynb #95f8a7a0
+def _bench(device, rois=64, channels=64, hidden=256, classes=4, h=256, w=256):
+    "Class and box of regions read from four levels"
+    ss = [4,8,16,32]
+    return built(BoxHead, channels, classes, ss, hidden, device=device), (maps((h, w), ss, channels, device=device), to_rois([rand_boxes(rois, (h, w), min_side=8)]).to(device))
+
+bench_case('head', 'BoxHead', _bench, quick=dict(rois=64, channels=64, hidden=256), full=[dict(rois=n, channels=256, hidden=1024, classes=80, h=800, w=1216) for n in (512, 1000)], modes=('forward', 'both'))
 
 # %% ../../nbs/nn/380_roi_head.ipynb #17c21ad9
 def pad_rows(
