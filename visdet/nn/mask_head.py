@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..core.basics import DataError, explain
+from ..core.cases import bench_case
 from ..core.registry import register
-from ..cv.roi import RoIPooler, roi_align
+from ..core.testing import built, maps, rand_boxes
+from ..cv.roi import RoIPooler, roi_align, to_rois
 from .layers import *
 from .losses import *
 
@@ -44,6 +46,15 @@ class MaskHead(nn.Module):
         w, b = self.out.weight[labels].flatten(1), self.out.bias[labels]
         rows = x.permute(0, 2, 3, 1).flatten(1, 2)
         return (torch.bmm(rows, w[...,None].to(rows.dtype))[...,0]+b[:,None]).view(-1, 2*self.size, 2*self.size)
+
+# %% ../../nbs/nn/385_mask_head.ipynb #08a5b342
+def _bench(device, rois=8, channels=64, classes=4, h=256, w=256):
+    "Masks of regions read from four levels"
+    ss = [4,8,16,32]
+    args = maps((h, w), ss, channels, device=device), to_rois([rand_boxes(rois, (h, w), min_side=8)]).to(device), (torch.arange(rois)%classes).to(device)
+    return built(MaskHead, channels, classes, ss, channels, device=device), args
+
+bench_case('head', 'MaskHead', _bench, quick=dict(rois=8, channels=64), full=dict(rois=128, channels=256, classes=80, h=800, w=1216), modes=('forward', 'both'))
 
 # %% ../../nbs/nn/385_mask_head.ipynb #f906b0fe
 def mask_rows(
@@ -77,6 +88,7 @@ def _cut_cpu(masks, rows, boxes, size, aligned):
         out[i] = torch.bmm(part.view(len(i), size, -1), X[i][:,:,x].transpose(1, 2))
     return out
 
+@register('op')
 @torch.no_grad()
 def cut_masks(
     masks:torch.Tensor, # (T,H,W) uint8
@@ -90,6 +102,15 @@ def cut_masks(
     if not masks.is_cuda: return _cut_cpu(masks, rows, boxes.float(), size, aligned)
     rois = torch.cat([rows[:,None].float(), boxes.float()], 1)
     return roi_align(masks[:,None].float(), rois, size, 1., 0, aligned, backend='torchvision')[:,0]
+
+# %% ../../nbs/nn/385_mask_head.ipynb #d6c89040
+def _bench_cut(device, n=16, h=256, w=256):
+    "n regions cut from n/4 masks into 28 x 28 cells"
+    b, m = rand_boxes(n, (h, w), min_side=8).to(device), torch.zeros(n//4, h, w, dtype=torch.uint8, device=device)
+    m[:, h//4:h//2, w//4:w//2] = 1
+    return cut_masks, (m, torch.arange(n, device=device)//4, b, 28)
+
+bench_case('op', 'cut_masks', _bench_cut, quick=dict(n=16), full=dict(n=128, h=800, w=1216))
 
 # %% ../../nbs/nn/385_mask_head.ipynb #510b51d0
 @patch
