@@ -10,6 +10,9 @@ __all__ = ['fit_size', 'resize_sample', 'flip_sample', 'visible', 'crop_sample',
 from dataclasses import replace
 import numpy as np
 from ..core.basics import ConfigError, explain, unknown
+from ..core.cases import bench_case
+from ..core.registry import register
+from ..core.testing import rand_boxes
 from ..cv.boxes import clip_boxes, flip_boxes, scale_boxes, shift_boxes
 from ..cv.image import resize_image
 from ..cv.masks import crop_mask, flip_mask, rle_area, scale_mask
@@ -125,6 +128,7 @@ def crop_sample(
 # %% ../../nbs/data/270_transforms.ipynb #8bb2ad3e
 def _repr(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in vars(self).items())})"
 
+@register('transform')
 class Resize:
     "Resize every sample by one rule"
     order, __repr__ = 10, _repr
@@ -137,6 +141,7 @@ class Resize:
     def canvas(self): return None if self.how=='keep_ratio' else self.scale
 
 # %% ../../nbs/data/270_transforms.ipynb #2daa2eaa
+@register('transform')
 class RandomResize:
     "Resize each sample to a size drawn from a range or a list"
     order, __repr__, canvas = 10, _repr, None
@@ -155,6 +160,7 @@ class RandomResize:
         return resize_sample(s, fit_size(s.size, (self.long, min(n, self.long)) if self.long else n, self.how))
 
 # %% ../../nbs/data/270_transforms.ipynb #62518be4
+@register('transform')
 class RandomFlip:
     "Mirror a sample with probability `p`, in a way drawn from `how`"
     order, __repr__ = 20, _repr
@@ -181,6 +187,7 @@ def _window(size, crop, rng):
     x, y = int(rng.integers(w-cw+1)), int(rng.integers(h-ch+1))
     return x, y, x+cw, y+ch
 
+@register('transform')
 class RandomCrop:
     "Cut a random window that keeps at least one object"
     __repr__ = _repr
@@ -210,6 +217,7 @@ class RandomCrop:
         return s
 
 # %% ../../nbs/data/270_transforms.ipynb #17cf5814
+@register('transform')
 class Compose:
     "Several transforms as one, first to last"
     def __init__(self,
@@ -222,3 +230,22 @@ class Compose:
         for t in self.tfms: s = t(s, rng)
         return s
     def __repr__(self): return f"Compose({', '.join(map(repr, self.tfms))})"
+
+# %% ../../nbs/data/270_transforms.ipynb #ad22896b
+def _bench_sample(h, w, n=8):
+    "An image of noise with n boxes and an ellipse in each"
+    a, b = np.linspace(0, 2*np.pi, 32, endpoint=False), rand_boxes(n, (h, w), min_side=16).numpy()
+    xy = (b[:,None,2:]+b[:,None,:2])/2+(b[:,None,2:]-b[:,None,:2])/2*np.stack([np.cos(a), np.sin(a)], 1)
+    img = np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8)
+    return Sample(img, b, np.zeros(n, int), masks=[[o.ravel().astype(np.float32)] for o in xy])
+
+def _bench(cls, side, **kw):
+    "A case of the transform `cls`; `side(short)` gives the arguments that depend on the size asked for"
+    def make(device, h=240, w=320, short=320):
+        f = cls(*side(short), **kw)
+        return (lambda s: f(s, np.random.default_rng(0))), (_bench_sample(h, w),)
+    bench_case('transform', cls.__name__, make, quick=dict(h=240, w=320, short=320), full=dict(h=480, w=640, short=800), doc='One image with eight objects and their polygons (always on the CPU)')
+
+_bench(Resize, lambda o: (o,)); _bench(RandomResize, lambda o: ([o],))
+_bench(RandomFlip, lambda o: (), p=1.); _bench(RandomCrop, lambda o: (), p=1.)
+_bench(Compose, lambda o: ([RandomCrop((.7, 1.), p=1.), Resize(o), RandomFlip(1.)],))
