@@ -10,7 +10,9 @@ import math
 import numpy as np, torch
 from fasttransform import ItemTransform
 from ..core.basics import ConfigError, explain, unknown
-from .targets import Targets
+from ..core.cases import bench_case
+from ..core.registry import register
+from .targets import Targets, make_targets
 
 # %% ../../nbs/data/280_batch.ipynb #79248fbd
 def zero_padding(
@@ -49,6 +51,7 @@ def _fused(x, k, o):
     f = x.float()
     return torch.addcmul(o, f, k) if f is x else torch.addcmul(o, f, k, out=f)
 
+@register('transform')
 class Normalize(ItemTransform):
     "Bytes to normalised floats, padding exactly zero; decodes back to bytes for showing"
     order = 99
@@ -115,6 +118,7 @@ def affine_colours(
     return out.view(B, H, W, C).permute(0, 3, 1, 2)
 
 # %% ../../nbs/data/280_batch.ipynb #3c9120a2
+@register('transform')
 class ColourJitter(ItemTransform):
     "Random brightness, contrast, saturation and hue of each image, in training"
     order, split_idx = 10, 0
@@ -140,6 +144,7 @@ class ColourJitter(ItemTransform):
     def __repr__(self): return f'ColourJitter(bright={self.bright}, contrast={self.contrast}, sat={self.sat}, hue={self.hue}, p={self.p})'
 
 # %% ../../nbs/data/280_batch.ipynb #b90906c3
+@register('transform')
 class KorniaJitter(ItemTransform):
     "kornia's intensity augmentations on the batch, in training"
     order, split_idx = 20, 0
@@ -162,3 +167,26 @@ class KorniaJitter(ItemTransform):
             for o in self.augs: x = o(x)
         return (x.clamp(0, 1).mul(255), *b[1:])
     def __repr__(self): return f"KorniaJitter({', '.join(map(repr, self.augs))})"
+
+# %% ../../nbs/data/280_batch.ipynb #59e4de87
+def _bench_bytes(device, bs, h, w):
+    "A batch of noise in bytes, channels last, and its targets"
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (bs, h, w, 3), dtype=np.uint8)).permute(0, 3, 1, 2).to(device)
+    t = make_targets([[]]*bs, [[]]*bs, [(h-16*(i%2), w) for i in range(bs)])
+    return x, Targets([o.to(device) for o in t])
+
+def _bench(name, mk):
+    "A case of the batch transform `name` that `mk` makes, with the same draw at each call"
+    def make(device, bs=2, h=320, w=480):
+        f = mk(device)
+        def run(b):
+            if hasattr(f, 'reseed'): f.reseed((0, 0, 0))
+            return f(b, split_idx=0)
+        return run, (_bench_bytes(device, bs, h, w),)
+    bench_case('transform', name, make, quick=dict(bs=2), full=dict(bs=8, h=800, w=1216), doc='A batch on its device')
+
+def _bench_kornia(device):
+    from kornia.augmentation import RandomGaussianBlur
+    return KorniaJitter(RandomGaussianBlur((5, 5), (.5, 1.5), p=1.)).to(device)
+
+_bench('Normalize', lambda dev: Normalize(*imagenet_stats)); _bench('ColourJitter', lambda dev: ColourJitter(p=1.)); _bench('KorniaJitter', _bench_kornia)
