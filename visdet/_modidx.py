@@ -1533,6 +1533,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'visdet/eval/evaluate.py'),
                                       'visdet.eval.evaluate.Evaluation.to_dict': ( 'eval/evaluate.html#evaluation.to_dict',
                                                                                    'visdet/eval/evaluate.py'),
+                                      'visdet.eval.evaluate._bench': ('eval/evaluate.html#_bench', 'visdet/eval/evaluate.py'),
                                       'visdet.eval.evaluate._check': ('eval/evaluate.html#_check', 'visdet/eval/evaluate.py'),
                                       'visdet.eval.evaluate._check_image': ('eval/evaluate.html#_check_image', 'visdet/eval/evaluate.py'),
                                       'visdet.eval.evaluate._claim': ('eval/evaluate.html#_claim', 'visdet/eval/evaluate.py'),

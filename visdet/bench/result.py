@@ -53,9 +53,9 @@ class Calibration(_Model):
 
 class CaseResult(_Model):
     "One component, measured in one mode, or the way it failed"
-    case:str # Such as 'neck/fpn[size=64]'
+    case:str = Field(min_length=1) # Such as 'neck/fpn[size=64]'
     kind:str # Of the component: 'neck', 'op', ...
-    component:str # Its name
+    component:str = Field(min_length=1) # Its name
     params:_Plain = {} # What the case was made with
     mode:Literal['forward', 'backward', 'both'] = 'forward'
     device:str = 'cpu'
@@ -134,7 +134,7 @@ def summary(
 # %% ../../nbs/bench/828_result.ipynb #efa2d91d
 def _headline(run):
     "Where and when, in one line"
-    e = run.environment; dev = ', '.join(o.name for o in e.gpus) or e.cpu
+    e = run.environment; dev = ', '.join(o.name for o in e.gpus if any(r.device != 'cpu' for r in run.results)) or e.cpu
     commit = f"{e.commit[:9]}{' (changed)' if e.dirty else ''}" if e.commit else f'visdet {e.visdet}'
     return f"{run.suite} · {run.started[:16].replace('T', ' ')} UTC · {dev}, {e.threads} thread{'s'*(e.threads != 1)} · torch {e.torch} · {commit} · {len(run)} results, {len(run.failed)} failed{' · '+run.note if run.note else ''}"
 
@@ -306,8 +306,10 @@ def read_csv(
 )->list: # Runs
     "Read the runs in a CSV file"
     import pandas as pd
-    types = {k: _DTYPES[t] for k,t in (_HEAD | _ROW | _HELP).items()}
-    try: df = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[''], float_precision='round_trip')
+    types = _HEAD | _ROW | _HELP
+    try:
+        df = pd.read_csv(path, dtype={k: 'Int64' if t is int else 'object' for k,t in types.items()}, keep_default_na=False, na_values=[''])
+        df = df.astype({k: 'float64' for k in df if types.get(k) is float})
     except (OSError, ValueError) as e: raise DataError(explain(f'the table cannot be read: {e}', path)) from e
     try: return from_df(df)
     except DataError as e: raise DataError(explain(str(e), path)) from e
