@@ -12,6 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from PIL import Image
 from ..core.basics import ConfigError, DataError, explain, progress
+from ..core.memory import reuse_memory
 from ..cv.image import image_size
 from ..data.batch import Normalize
 from ..data.items import as_image
@@ -129,6 +130,7 @@ def load(
     device=None, # Where to compute; the CPU if None
 )->Predictor:
     "A trained detector from one file"
+    if torch.device(device or 'cpu').type == 'cpu': reuse_memory()
     return Predictor(*load_model(path, device or 'cpu'))
 
 def as_predictor(

@@ -12,6 +12,7 @@ import pandas as pd
 from fastai.learner import Learner
 from fastcore.basics import patch
 from ..core.basics import ConfigError, explain
+from ..core.memory import reuse_memory
 from ..core.registry import lookup
 from ..data.targets import make_targets
 from .callbacks import *
@@ -105,6 +106,7 @@ def det_learner(
     if isinstance(model, str): model = _build(dls, model, kwargs)
     elif kwargs: raise ConfigError(explain(f'{sorted(kwargs)} are for building a model by name, but a finished model was passed', where='det_learner', fix='Pass them to the function that made the model'))
     check_match(dls, model)
+    if str(dls.device or 'cpu') == 'cpu': reuse_memory()
     loss = loss_func if isinstance(loss_func, DetLoss) else DetLoss(model, loss_func); terms, det = _dry_run(dls, loss)
     dls.use_masks = det.mask_probs is not None
     track = TermTracker(); avg = [] if ema is False else [EMA() if ema is True else EMA(ema)]
