@@ -9,7 +9,7 @@ __all__ = ['faster_rcnn']
 from ..core.registry import entry
 from ..cv.coders import DeltaCoder
 from ..cv.priors import AnchorGenerator
-from .detector import class_table
+from .detector import class_table, model_cases
 from .two_stage import *
 from ..nn.assign import MaxIoUAssigner
 from ..nn.body import create_body
@@ -74,3 +74,6 @@ def faster_rcnn(
     rpn = _stage_one(neck, channels, sizes, scale, ratios, round_anchors, stride_rule, delta_clip, rpn_pos, rpn_neg, rpn_low, rpn_min_pos, rpn_num, rpn_share, reg_loss, rpn_nms, min_size[0], rpn_convs)
     head = BoxHead(channels, n, body.strides, hidden, 7, sampling_ratio, aligned, DeltaCoder((.1,.1,.2,.2), clip=tuple(delta_clip)), reg_loss, score_thr, nms_thr, max_num, min_size[1])
     return TwoStage(body, neck, rpn, head, None, vocab, MaxIoUAssigner(roi_pos, roi_pos, None), RandomSampler(roi_num, roi_share), pre, post)
+
+# %% ../../nbs/models/430_faster_rcnn.ipynb #d1ed12fa
+model_cases(faster_rcnn, hidden=256, pre=(200,100), post=(100,50), roi_num=64)

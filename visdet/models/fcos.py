@@ -51,3 +51,6 @@ def fcos(
     neck = FPN(body.channels, body.strides, channels, levels, extra, extra_relu)
     head = PointHead(channels, n, neck.strides, channels, num_convs, head_norm, act, scales, offset, stride_rule, PointAssigner(radius), reg_loss, reg_by_ctr, score, score_thr, nms_thr, pre, max_num)
     return Detector(body, neck, head, vocab)
+
+# %% ../../nbs/models/420_fcos.ipynb #1f849673
+model_cases(fcos, num_convs=2)

@@ -8,6 +8,7 @@ __all__ = ['mask_rcnn']
 # %% ../../nbs/models/440_mask_rcnn.ipynb #757abedb
 import torch
 from ..core.registry import entry
+from .detector import model_cases
 from .faster_rcnn import faster_rcnn
 from .two_stage import *
 from ..nn.mask_head import MaskHead
@@ -63,3 +64,6 @@ def mask_rcnn(
         rpn_convs, rpn_pos, rpn_neg, rpn_low, rpn_min_pos, rpn_num, rpn_share, rpn_nms, pre, post, roi_pos, roi_num, roi_share, sampling_ratio, aligned, reg_loss, min_size, score_thr, nms_thr, max_num)
     res.mask = MaskHead(channels, res.num_classes, res.body.strides, mask_channels, mask_convs, 14, sampling_ratio, aligned, mask_binary).to(memory_format=torch.channels_last)
     return res
+
+# %% ../../nbs/models/440_mask_rcnn.ipynb #fd61d36a
+model_cases(mask_rcnn, masks=True, hidden=256, pre=(200,100), post=(100,50), roi_num=64, mask_channels=64, max_num=20)

@@ -60,3 +60,6 @@ def retinanet(
     head = AnchorHead(channels, n, neck.strides, channels, num_convs, head_norm, anchors, stride_rule, DeltaCoder(clip=tuple(delta_clip)),
                       MaxIoUAssigner(pos_thr, neg_thr, low_quality), average, reg_loss, reg_weight, score_thr=score_thr, nms_thr=nms_thr, pre=pre, max_num=max_num)
     return Detector(body, neck, head, vocab)
+
+# %% ../../nbs/models/410_retinanet.ipynb #90bbe8ef
+model_cases(retinanet, num_convs=2)
