@@ -11,7 +11,11 @@ import html, json, math, warnings
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..core.basics import ConfigError, DataError, atomic_write, explain, progress, unknown
+from ..core.cases import bench_case
+from ..core.registry import register
+from ..core.testing import rand_boxes
 from ..cv.masks import paste_rles, rle_encode
+from ..data.detections import Detections
 from ..data.records import Records, same_vocab
 from .match import *
 from .coco import *
@@ -276,6 +280,7 @@ def save(self:Evaluation, path):
     with atomic_write(path) as t: t.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False), encoding='utf-8')
 
 # %% ../../nbs/eval/550_evaluate.ipynb #be68d45a
+@register('metric', 'coco')
 def evaluate(
     dets:list, # One `Detections` for each image, in pixels of the original image
     records:Records, # The annotations
@@ -289,3 +294,18 @@ def evaluate(
     if len(dets)!=len(records): raise DataError(explain(f'{len(dets)} detections lists for {len(records)} images', fix='Give one `Detections` for each image, in the order of the records'))
     ev.add(dets, np.arange(len(records)))
     return ev.compute()
+
+# %% ../../nbs/eval/550_evaluate.ipynb #8d59a3a2
+def _bench(device, images=50, classes=10, backend='visdet'):
+    "COCO's numbers of detections on random images (always on the CPU)"
+    rng, size = np.random.default_rng(0), (480, 640)
+    gt = [rand_boxes(8, size, i, 8.) for i in range(images)]; labels = [rng.integers(0, classes, 8) for _ in gt]
+    names = [f'{i:06d}.jpg' for i in range(images)]
+    recs = Records.build(names, [size]*images, [o.numpy() for o in gt], labels, [f'class {k}' for k in range(classes)])
+    def found(i):
+        near = gt[i]+torch.from_numpy(rng.normal(0, 3, (8, 4))).float()
+        b = torch.cat([near, rand_boxes(12, size, images+i, 8.)]); b = torch.cat([b[:,:2].minimum(b[:,2:]-1), b[:,2:]], 1).clamp(min=0).minimum(torch.tensor([640., 480, 640, 480]))
+        return Detections(b, torch.from_numpy(rng.random(20)).float(), torch.from_numpy(np.r_[labels[i], rng.integers(0, classes, 12)]), size)
+    return evaluate, ([found(i) for i in range(images)], recs, 'bbox', backend)
+
+bench_case('metric', 'coco', _bench, quick=dict(images=50), full=[dict(images=5000, classes=80, backend=b) for b in ('visdet', 'faster', 'pycocotools')])
