@@ -88,11 +88,11 @@ def _bytes(ts):
     "Bytes of some tensors"
     return sum(t.numel()*t.element_size() for t in ts)
 
-def _outputs(r, out):
-    "Bytes of the storages that outputs own, as the allocator counts them"
-    old = {t.untyped_storage().data_ptr() for t in _tensors((r.call.args, r.call.keywords))}
-    sizes = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in _tensors(out)) if s.data_ptr() not in old}
-    step = 512 if r.device.type == 'cuda' else 1
+def _outputs(out, ins, device):
+    "Bytes of the storages that outputs own, not shared with `ins`, as the allocator counts them"
+    old = {t.untyped_storage()._cdata for t in _tensors(ins)}
+    sizes = {s._cdata: s.nbytes() for s in (t.untyped_storage() for t in _tensors(out)) if s._cdata not in old}
+    step = 512 if device.type == 'cuda' else 1
     return sum(-(-n//step)*step for n in sizes.values())
 
 # %% ../../nbs/bench/808_memory.ipynb #9c9b83de
@@ -100,7 +100,7 @@ def _activations(r):
     "Bytes held after a forward pass with gradients, without the outputs; 0 if there is nothing to differentiate"
     if not r._leaves: return 0
     with torch.enable_grad(): out, _, held = _peak(r.call, r.device)
-    return max(0, held-_outputs(r, out))
+    return max(0, held-_outputs(out, (r.call.args, r.call.keywords), r.device))
 
 def _once(r):
     "A function that makes one call of the runner's mode; what must run before it has run"
