@@ -130,8 +130,8 @@ def convert(
         from visdet.data.voc import write_voc as write; kw = dict(split=split, drop_masks=True)
         if records.masks is not None: lost.append(f'{int((records.masks.kind > 0).sum()):,} masks')
     elif to == 'yolo':
-        from visdet.data.yolo import write_yolo as write; odd = _not_outlines(records); kw = dict(split=split, drop_crowd=True, masks='drop' if odd else 'keep', images='link')
-        if odd: lost.append(f'masks, since {odd:,} of them are not a single outline')
+        from visdet.data.yolo import write_yolo as write; odd = _not_outlines(records); kw = dict(split=split, drop_crowd=True, masks='join', images='link')
+        if odd: lost.append(f'which parts an object has ({odd:,} masks were joined to one outline)')
         if crowd: lost.append(f'{crowd:,} crowd regions')
     else: from visdet.data.frame import write_df as write; kw = {}
     write(records, out, **kw)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np, yaml
 from ..core.basics import ConfigError, DataError, explain, progress
 from ..cv.image import image_size
+from ..cv.masks import mask_to_polygons
 from .packed import *
 from .records import *
 from .repair import *
@@ -171,11 +172,24 @@ def _raw(path, base, imgs, folders, names, vocab):
         root=base, unknown=unknown, bad=[(t,'line',o[2]) for t,o in enumerate(objs) if o[2]], bad_images=bad_images, notes=notes)
 
 # %% ../../nbs/data/240_yolo.ipynb #fef0c579
-def _row(r, t, names, masks):
+def _joined(parts):
+    "Polygons (P,2) as one outline, each linked to what is there already at the nearest pair of corners"
+    res, *rest = parts
+    while rest:
+        d = [((res[:,None]-p[None])**2).sum(-1) for p in rest]; k = int(np.argmin([o.min() for o in d])); i,j = np.unravel_index(d[k].argmin(), d[k].shape); p = rest.pop(k)
+        res = np.concatenate([res[:i+1], p[j:], p[:j+1], res[i:]])
+    return res
+
+def _outline(m, how, where):
+    "The outline (P,2) of a mask item, in pixels; None where nothing of it is left"
+    if how!='join' and (isinstance(m,dict) or len(m)!=1): raise DataError(explain('a mask is not a single polygon', where, "Pass masks='join' to link its parts into one outline, or masks='drop' to write boxes only"))
+    parts = [np.reshape(o,(-1,2)) for o in (mask_to_polygons(m) if isinstance(m,dict) else m)]
+    return _joined(parts) if parts else None
+
+def _row(r, t, names, how):
     "The line of one object"
-    h,w = r.size; m = masks and r.masks[t]
-    if isinstance(m,dict) or (m and len(m)!=1): raise DataError(explain('a mask is not a single polygon', f'{r.path}, annotation {_plain(r.ann_ids[t])!r}', "Pass masks='drop' to write boxes only"))
-    x1,y1,x2,y2 = r.boxes[t].astype(float).tolist(); v = (m[0].reshape(-1,2)/[w,h]).ravel().tolist() if m else [(x1+x2)/2/w, (y1+y2)/2/h, (x2-x1)/w, (y2-y1)/h]
+    h,w = r.size; m = r.masks[t] if how else None; xy = _outline(m, how, f'{r.path}, annotation {_plain(r.ann_ids[t])!r}') if m else None
+    x1,y1,x2,y2 = r.boxes[t].astype(float).tolist(); v = (xy/[w,h]).ravel().tolist() if xy is not None else [(x1+x2)/2/w, (y1+y2)/2/h, (x2-x1)/w, (y2-y1)/h]
     return ' '.join([str(int(r.labels[t])), *(f'{o:.9g}' for o in v)])
 
 def _plain(o): return o.item() if hasattr(o,'item') else o
@@ -190,19 +204,19 @@ def write_yolo(
     records:Records, # What to write
     path, # The folder to make: labels/, data.yaml, and images/ if asked for
     split:str='train', # Name of the split
-    masks:str='keep', # 'keep' writes outlines where there is a mask, 'drop' writes boxes only
+    masks:str='keep', # 'keep' writes outlines where there is a mask, 'join' also of bitmaps and of several parts, 'drop' writes boxes only
     drop_crowd:bool=False, # Allow crowd regions to be left out, which the format cannot hold
     images:str='none', # The pictures: 'link', 'copy' or 'none'
 )->Path: # `path`
     "Write records as a YOLO folder, whole or not at all"
-    for k,v,ok in (('masks',masks,('keep','drop')),('images',images,('link','copy','none'))):
+    for k,v,ok in (('masks',masks,('keep','join','drop')),('images',images,('link','copy','none'))):
         if v not in ok: raise ConfigError(f"{k} is one of {', '.join(map(repr,ok))}, not {v!r}")
     if records.crowd.any() and not drop_crowd: raise DataError(explain(f'{int(records.crowd.sum())} crowd regions cannot be written in this format', path, 'Pass drop_crowd=True to leave them out'))
-    files = [Path(o).name for o in records.files]; pack_ids([Path(o).stem for o in files], 'file stems', path); keep = masks=='keep' and records.masks is not None
+    files = [Path(o).name for o in records.files]; pack_ids([Path(o).stem for o in files], 'file stems', path); how = masks if masks!='drop' and records.masks is not None else None
     with atomic_folder(path) as t:
         lab,img = t/'labels'/split,t/'images'/split; lab.mkdir(parents=True); img.mkdir(parents=True)
         for f,r in zip(files, progress(records, 'label files', total=len(records))):
-            (lab/f'{Path(f).stem}.txt').write_text(''.join(_row(r, k, records.vocab, keep)+'\n' for k in np.flatnonzero(~r.crowd)))
+            (lab/f'{Path(f).stem}.txt').write_text(''.join(_row(r, k, records.vocab, how)+'\n' for k in np.flatnonzero(~r.crowd)))
         if images!='none': _place_images(records, files, img, images)
         (t/'data.yaml').write_text(yaml.safe_dump({'path':'.', split:f'images/{split}', 'names':dict(enumerate(records.vocab))}, sort_keys=False, allow_unicode=True))
     return Path(path)
