@@ -161,9 +161,9 @@ def flops(
 
 # %% ../../nbs/bench/812_flops.ipynb #3d531a57
 def _watch(module, before, after, run):
-    "Run with hooks on every module: `before(name)` and `after(name, output)`"
+    "Run with hooks on every module: `before(name)` and `after(name, inputs, output)`"
     hooks = [h for n,m in module.named_modules() for h in (m.register_forward_pre_hook(lambda m, i, n=n: before(n)),
-             m.register_forward_hook(lambda m, i, o, n=n: after(n, o)))]
+             m.register_forward_hook(lambda m, i, o, n=n: after(n, i, o)))]
     try: run()
     finally:
         for h in hooks: h.remove()
@@ -172,7 +172,7 @@ def _tree_counts(r):
     "(FLOPs, output bytes, calls), each by module name, from one counted pass"
     fl, act, calls, stack = defaultdict(int), defaultdict(int), defaultdict(int), []
     with _Count() as c:
-        def after(n, o): fl[n] += c.total-stack.pop(); act[n] += _outputs(r, o); calls[n] += 1
+        def after(n, i, o): fl[n] += c.total-stack.pop(); act[n] += _outputs(o, i, r.device); calls[n] += 1
         _watch(r.f, lambda n: stack.append(c.total), after, r.call)
     return fl, act, calls
 
@@ -181,7 +181,7 @@ def _tree_times(r, repeats):
     passes = defaultdict(list)
     for i in range(repeats+1):
         pairs, stack = defaultdict(list), []
-        _watch(r.f, lambda n: stack.append(r._mark()), lambda n, o: pairs[n].append((stack.pop(), r._mark())), r.call)
+        _watch(r.f, lambda n: stack.append(r._mark()), lambda n, i, o: pairs[n].append((stack.pop(), r._mark())), r.call)
         if i: [passes[n].append(r._span(p)) for n,p in pairs.items()]
     return {n: statistics.median(p) for n,p in passes.items()}
 
