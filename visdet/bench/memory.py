@@ -103,7 +103,8 @@ def _activations(r):
     return max(0, held-_outputs(out, (r.call.args, r.call.keywords), r.device))
 
 def _once(r):
-    "A function that makes one call of the runner's mode; what must run before it has run"
+    "A function that makes one call of the runner's mode; gradients are gone and what must run before it has run"
+    for t in r._leaves: t.grad = None
     back = torch.autograd.backward
     if r.mode == 'forward': return r.call
     if r.mode == 'both': return lambda: back(*r._cot(r.call()))
@@ -121,13 +122,10 @@ def memory(
 )->Memory: # Bytes
     "How many bytes does this call need, keep and move?"
     r = Runner(f, args, kwargs, mode, device, train=train); ps = bs = ()
-    def fresh():
-        for t in r._leaves: t.grad = None
-        return _once(r)
     with _ready(r):
-        fresh()(); act = _activations(r)
-        out, peak, _ = _peak(fresh(), r.device); grads = _bytes(t.grad for t in r._leaves if t.grad is not None); out = None
-        moved = _moved(fresh())
+        _once(r)(); act = _activations(r)
+        out, peak, _ = _peak(_once(r), r.device); grads = _bytes(t.grad for t in r._leaves if t.grad is not None); out = None
+        moved = _moved(_once(r))
     if isinstance(f, nn.Module): ps, bs = f.parameters(), f.buffers()
     return Memory(peak, act, _bytes(ps), _bytes(bs), grads, moved)
 
@@ -184,5 +182,4 @@ def timeline(
     with _ready(r), Sampler(every, r.device) as s:
         while not n or (seconds and perf_counter()-s.t0 < seconds):
             n += 1; s.mark(f'call {n}'); _once(r)()
-            for t in r._leaves: t.grad = None
     return s.df
