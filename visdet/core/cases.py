@@ -62,7 +62,8 @@ def bench_case(
 ):
     "Declare what to measure of a component"
     add = functools.partial(_add, kind=kind, component=component, quick=quick, full=full, modes=(modes,) if isinstance(modes, str) else modes, doc=doc)
-    return add if make is None else add(make)
+    if make is None: return add
+    add(make)
 
 # %% ../../nbs/core/015_cases.ipynb #a72879b4
 def case_id(
