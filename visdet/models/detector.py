@@ -107,17 +107,39 @@ def _bench_targets(bs, h, w, classes, masks, device, per=8):
         for o,(x1,y1,x2,y2) in zip(m, torch.cat(boxes).int().tolist()): o[y1:y2,x1:x2] = 1
     return Targets([o.to(device) for o in make_targets(boxes, [torch.arange(per)%classes]*bs, [(h, w)]*bs, masks=m)])
 
+def _bench_loss(model, images, targets):
+    "The loss of a model on outputs that lie ready, with a gradient of their own"
+    raw = model.train()(images, targets) if model.needs_targets else model(images)
+    def leaf(o):
+        if isinstance(o, dict): return {k: leaf(v) for k,v in o.items()}
+        return [leaf(v) for v in o] if isinstance(o, (list, tuple)) else o.detach().requires_grad_() if o.requires_grad else o
+    return (lambda raw, t: sum(model.loss(raw, t).values())), (leaf(raw), targets)
+
+@torch.no_grad()
+def _bench_decode(model, images, targets):
+    "Decoding of outputs that hold objects: the oracle's, or random classes in a second stage"
+    raw = model(images)
+    raw = {**raw, 'cls': noise(*raw['cls'].shape, device=images.device)*2} if model.needs_targets else model.oracle(raw, targets)
+    return (lambda raw, sizes: [(d.boxes, d.scores, d.labels) for d in model.decode(raw, sizes)]), (raw, targets.sizes.cpu())
+
+# %% ../../nbs/models/400_detector.ipynb #b3c1d5e8
 def model_cases(
     f, # An entry point, such as `retinanet`
     masks:bool=False, # Does its loss need masks?
     **less, # Arguments of the entry point that make the light model, besides `channels`
 ):
-    "Declare what to measure of a model: a prediction, and a step of training"
+    "Declare what to measure of a model: a prediction, a step of training, and what of it is not the network"
     def mk(body, light, classes, device): return built(f, classes, body=body, device=device, **(dict(less, channels=64) if light else {}))
     def predict(device, body='resnet18', light=False, classes=4, bs=1, h=128, w=128):
         return Predict(mk(body, light, classes, device)), (noise(bs, 3, h, w, device=device),)
     def step(device, body='resnet18', light=False, classes=4, bs=2, h=96, w=96):
         return Step(mk(body, light, classes, device)), (noise(bs, 3, h, w, device=device), _bench_targets(bs, h, w, classes, masks, device))
+    def part(how, device, body, light, classes, bs, h, w):
+        return how(mk(body, light, classes, device), noise(bs, 3, h, w, device=device), _bench_targets(bs, h, w, classes, masks, device))
+    def loss(device, body='resnet18', light=False, classes=4, bs=2, h=96, w=96): return part(_bench_loss, device, body, light, classes, bs, h, w)
+    def decode(device, body='resnet18', light=False, classes=4, bs=2, h=96, w=96): return part(_bench_decode, device, body, light, classes, bs, h, w)
     small, large = dict(body='resnet18', light=True), dict(body='resnet50', classes=80, h=800, w=1216)
     bench_case('model', f.__name__, predict, quick=small, full=dict(large, bs=1), doc='Prediction: forward, decoding, suppression')
     bench_case('system', f'{f.__name__}_step', step, quick=small, full=dict(large, bs=2), modes='both', doc='Step of training: forward, loss and gradient')
+    bench_case('system', f'{f.__name__}_loss', loss, quick=small, full=dict(large, bs=2), modes=('forward', 'both'), doc='Assignment and loss terms of outputs that lie ready')
+    bench_case('system', f'{f.__name__}_decode', decode, quick=small, full=dict(large, bs=2), doc='Decoding and suppression of outputs that hold objects')
