@@ -215,12 +215,13 @@ def test_sampler_survives_an_exception():
 # ---- flops ----
 
 def test_retinanet_at_full_size():
-    """RetinaNet R50-FPN with 80 classes at 1280x800: published are 239.32 GMACs and 37.74 M parameters"""
+    """RetinaNet R50-FPN with 80 classes at 1280x800: published are 239.32 GMACs and 37.74 M trainable parameters, stem and first stage frozen"""
     from visdet.models.retinanet import retinanet
     with torch.device('meta'): net, x = retinanet(80, body='resnet50', pretrained=False), torch.randn(1, 3, 800, 1280)
     c = flops(net, (x,))
     assert abs(c.macs/1e9/239.32-1) < .01, c.macs
-    assert abs(count_params(net).params/1e6/37.74-1) < .005, count_params(net)
+    frozen = sum(p.numel() for n, p in net.body.net.named_parameters() if n.split('.')[0] in ('conv1', 'bn1', 'layer1'))
+    assert count_params(net).params == 37_968_692 and round((count_params(net).params-frozen)/1e6, 2) == 37.74, frozen
 
 
 # ---- a process of its own ----
@@ -264,9 +265,7 @@ def test_a_case_with_all_words(module):
 def test_memory_limit_gives_oom(module):
     r = run_isolated('op/fatal_huge', dict(gib=4), imports=[module], memory_limit=2**30)
     assert r['status'] == 'oom' and r['result'] is None and 'memory' in r['message'], r
-    small = run_isolated('builtins:bytearray.__call__', {}, memory_limit=2**28)
-    assert small['status'] == 'ok' or small['status'] == 'error'
-    py = run_isolated('random:randbytes', dict(n=2**30), what='rss', memory_limit=2**28)
+    py = run_isolated('random:randbytes', dict(n=2**27), what='rss', memory_limit=2**26)
     assert py['status'] == 'oom' and py['message'].startswith('MemoryError'), py
 
 
@@ -287,7 +286,7 @@ def test_unknown_case_names_the_remedy():
 
 def test_a_timeout_ends_the_whole_family(tmp_path):
     mark = tmp_path/'pid'
-    r = run_isolated('subprocess:getoutput', dict(cmd=f'echo $$ > {mark}; sleep 600'), timeout=20)
+    r = run_isolated('subprocess:getoutput', dict(cmd=f'echo $$ > {mark}; sleep 600'), timeout=8)
     assert r['status'] == 'timeout' and mark.exists()
     pid = int(mark.read_text())
     try: state = open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[0]
