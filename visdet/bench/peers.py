@@ -160,6 +160,13 @@ def _train_step(device, bs=2, h=96, w=96, body='resnet18', light=True):
 bench_case('system', 'train_step', _train_step, quick=dict(bs=2), full=dict(bs=2, body='resnet50', light=False, h=800, w=1216))
 
 # %% ../../nbs/bench/820_peers.ipynb #b14bb01d
+def _covered(spans):
+    "Length of the union of intervals (start, end): kernels of several streams may overlap"
+    total, last = 0., -np.inf
+    for a,b in sorted(spans): total, last = total+max(b-max(a, last), 0), max(b, last)
+    return total
+
+# %% ../../nbs/bench/820_peers.ipynb #d5eb046e
 class _Clock(Callback):
     "Times of the parts of `n` steps, then `extra` steps under the profiler"
     order = 1000
@@ -176,13 +183,14 @@ class _Clock(Callback):
         now = self._now(); self.rows.append((self.start-self.end, now-self.start)); self.end = now; self.seen += 1
         if self.seen > self.n+self.extra: raise CancelFitException
     def before_validate(self): raise CancelValidException
-    def after_fit(self):
+    def close(self):
         if self.prof: self.prof.__exit__(None, None, None)
     def busy(self):
-        "Seconds of kernels a step"
-        return sum(o.self_device_time_total for o in self.prof.key_averages())/1e6/self.extra
+        "Seconds of a step in which kernels run"
+        ours = lambda o: o.device_type == torch.autograd.DeviceType.CUDA and not getattr(o, 'is_user_annotation', False)
+        return _covered((o.time_range.start, o.time_range.end) for o in self.prof.events() if ours(o))/1e6/self.extra
 
-# %% ../../nbs/bench/820_peers.ipynb #d049ea22
+# %% ../../nbs/bench/820_peers.ipynb #5d925ea4
 def _snapshot(learn):
     "A function that puts weights, optimizer and epoch of `learn` back as they are now"
     copy = lambda d: {k: v.clone() if isinstance(v, torch.Tensor) else v for k,v in d.items()}
@@ -201,7 +209,7 @@ def step_balance(
     epochs = -(-(n+clock.extra+1)//max(len(learn.dls.train), 1)); learn.opt = None
     try:
         with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr=0., cbs=clock)
-    finally: back()
+    finally: clock.close(); back()
     data, rest = np.median(np.array(clock.rows[1:n+1]), 0); total = data+rest
     device = min(clock.busy(), rest) if cuda else rest
     host = dict(host=float((rest-device)/total)) if cuda else {}
