@@ -10,7 +10,7 @@ import functools, io, math
 import torch
 from ..core.basics import ConfigError
 from .measure import measure
-from .result import Calibration, CaseResult
+from .result import Calibration, CaseResult, _flops_of
 
 # %% ../../nbs/bench/836_calibrate.ipynb #dd6b0c79
 _SIZES = dict(cpu=dict(n=768, words=2**24, conv=(4, 64, 64)), cuda=dict(n=4096, words=2**27, conv=(32, 128, 128)))
@@ -65,9 +65,7 @@ def calibrate(
 # %% ../../nbs/bench/836_calibrate.ipynb #86ff710f
 def _work(r):
     "(operations, bytes) of one call, None where unknown"
-    keys = dict(forward=['forward'], backward=['backward'], both=['forward', 'backward'])[r.mode]
-    f = [(r.flops or {}).get(k) for k in keys]
-    return (None if any(o is None for o in f) else float(sum(f))), (r.memory or {}).get('moved')
+    return _flops_of(r), (r.memory or {}).get('moved')
 
 def _peaks(r, cal):
     "(operations, bytes) a second that the calibration saw, None where unknown"

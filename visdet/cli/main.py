@@ -41,6 +41,7 @@ def _run(args):
     with _quiet_warnings():
         if args.command == 'demo':
             from visdet.cli.demo import run_demo as f
+        elif args.command == 'bench': from visdet.cli.bench import run_bench as f
         else:
             from visdet.cli import commands
             f = getattr(commands, f'run_{args.command}')
