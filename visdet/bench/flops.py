@@ -138,6 +138,7 @@ class Flops:
         note = (' (depends on the input)' if self.data_dependent else '')+(f", uncounted: {', '.join(self.uncounted)}" if self.uncounted else '')
         return f"forward {human(self.forward, 'FLOP')} = {human(self.macs, 'MAC')}, backward {human(self.backward, 'FLOP')}{note}"
 
+# %% ../../nbs/bench/812_flops.ipynb #15ae76d5
 def flops(
     f, # Function or module
     args=(), # Its positional arguments, a tuple; may be on the meta device
