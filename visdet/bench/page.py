@@ -19,7 +19,7 @@ nav a { margin-right:16px } :focus-visible { outline:3px solid var(--accent); ou
 .pick { display:flex; flex-wrap:wrap; gap:6px 14px; align-items:flex-end; margin:8px 0 }
 label { display:flex; flex-direction:column; font-size:12px; color:var(--soft); min-width:0 }
 select, input, button { font:inherit; font-size:14px; color:var(--ink); background:#fff; border:1px solid #9aa5b4; border-radius:5px; padding:4px 7px; min-height:32px; max-width:100% }
-button { cursor:pointer } .bar input { width:190px } .bar select { max-width:180px } .pick select { max-width:430px }
+button { cursor:pointer } .bar input { width:190px } .bar select { max-width:180px } .pick select { max-width:520px }
 .plot { width:100%; height:470px; border:1px solid var(--line); border-radius:6px; overflow:hidden } .empty { height:auto; padding:26px; text-align:center; color:var(--soft); background:var(--panel) }
 .scroll { overflow:auto; max-height:560px; border:1px solid var(--line); border-radius:6px } .scroll:empty { display:none }
 table { border-collapse:separate; border-spacing:0; width:100%; font-variant-numeric:tabular-nums; font-size:13.5px }
@@ -27,11 +27,11 @@ th { position:sticky; top:0; background:var(--panel); border-bottom:1px solid va
 th button { border:0; background:none; font-weight:600; font-size:13px; width:100%; text-align:inherit; padding:6px 10px; white-space:nowrap } th.text, td.text { text-align:left }
 th[aria-sort=ascending] button::after { content:" \25B2" } th[aria-sort=descending] button::after { content:" \25BC" }
 td { padding:4px 10px; border-bottom:1px solid #e9edf2; text-align:right; white-space:nowrap } td:first-child { position:sticky; left:0; background:#fff; z-index:1; max-width:46vw; overflow:hidden; text-overflow:ellipsis }
-tbody tr:hover td { background:#eef4fb } td button { border:0; background:none; color:var(--accent); padding:0; min-height:0; text-align:left; font-size:13.5px } td.wrap { white-space:normal; min-width:230px }
+tbody tr:hover td { background:#eef4fb } td button { border:0; background:none; color:var(--accent); padding:0; min-height:0; text-align:left; font-size:13.5px } td.wrap { white-space:normal; min-width:230px } section { scroll-margin-top:70px }
 .v-slower { color:var(--slower); font-weight:600 } .v-faster { color:var(--faster); font-weight:600 } .v-same { color:var(--same) } .v-unsure, .bad { color:var(--unsure); font-weight:600 }
 .cards { display:flex; flex-wrap:wrap; gap:8px; margin:8px 0 } .cards span { border:1px solid var(--line); border-radius:6px; padding:3px 10px; background:#fff }
 .note { border-left:4px solid var(--unsure); background:#fdf7e3; padding:6px 12px; max-width:none } footer { color:var(--soft); font-size:13px; padding-top:26px; padding-bottom:30px }
-@media (max-width:700px) { header, main, footer { padding-left:12px; padding-right:12px } .bar { position:static } .bar form { padding:8px 12px } .bar form label, .pick label { flex:1 1 130px } .bar input, .bar select, .pick select { width:100%; max-width:none } .plot { height:400px } h1 { font-size:21px } }
+@media (max-width:700px) { header, main, footer { padding-left:12px; padding-right:12px } .bar { position:static } .bar form { padding:8px 12px } .bar form label, .pick label { flex:1 1 130px } .bar input, .bar select, .pick select { width:100%; max-width:none } td button, td:first-child { white-space:normal; overflow-wrap:anywhere; min-width:130px } .plot { height:400px } section { scroll-margin-top:0 } h1 { font-size:21px } }
 @media print { .bar, nav { display:none } .scroll { max-height:none } }
 '''
 
@@ -60,7 +60,7 @@ PAGE = r'''<!doctype html>
 <div class="pick"><label>Case<select id="h-case"></select></label><label>Machine<select id="h-machine"></select></label></div>
 <div id="history" class="plot" role="img" aria-label="History of the chosen case"></div></section>
 <section id="s-compare"><h2>Compare two runs</h2>
-<div class="pick"><label>Before<select id="c-a"></select></label><label>After<select id="c-b"></select></label><label>Threshold<select id="c-thr"><option value="0.02">2 %</option><option value="0.05" selected>5 %</option><option value="0.1">10 %</option><option value="0.2">20 %</option></select></label><button id="c-swap" type="button">Swap</button></div>
+<div class="pick"><label>Before<select id="c-a"></select></label><label>After<select id="c-b"></select></label><label>Threshold<select id="c-thr"><option value="0.02">2 %</option><option value="0.05" selected>5 %</option><option value="0.1">10 %</option><option value="0.3">30 %</option></select></label><button id="c-swap" type="button">Swap</button></div>
 <div id="c-note"></div><div id="c-cards" class="cards" role="status"></div>
 <div id="compare" class="plot" role="img" aria-label="Ratio of the two runs by case; its figures are in the table below"></div><p></p>
 <div id="c-table" class="scroll" tabindex="0" role="region" aria-label="Comparison by case"></div></section></main>
