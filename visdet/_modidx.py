@@ -158,6 +158,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'visdet.bench.gate._worktree': ('bench/gate.html#_worktree', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate.check': ('bench/gate.html#check', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate.check_checkouts': ('bench/gate.html#check_checkouts', 'visdet/bench/gate.py'),
+                                   'visdet.bench.gate.gate': ('bench/gate.html#gate', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate.gate_rates': ('bench/gate.html#gate_rates', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate.judge_case': ('bench/gate.html#judge_case', 'visdet/bench/gate.py')},
             'visdet.bench.isolate': { 'visdet.bench.isolate._autopsy': ('bench/isolate.html#_autopsy', 'visdet/bench/isolate.py'),

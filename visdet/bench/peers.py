@@ -141,7 +141,7 @@ def _loader(device, images=8, bs=4, h=160, w=160, workers=0):
     dl = _dls(device, images, bs, h, w, workers).train_eval
     return (lambda: [b[0] for b in dl]), ()
 
-bench_case('system', 'predict', _predict, quick=[dict(bs=n) for n in (1, 2, 4)], full=[dict(bs=n, body='resnet50', light=False, h=800, w=1216) for n in (1, 2, 4, 8)])
+bench_case('system', 'predict', _predict, quick=[dict(bs=n) for n in (1, 2, 4)], full=[dict(bs=n, body='resnet50', light=False, h=480, w=640) for n in (1, 2, 4)])
 bench_case('system', 'loader', _loader, quick=dict(images=8), full=[dict(images=32, bs=8, h=800, w=800, workers=n) for n in (0, 2)])
 
 # %% ../../nbs/bench/820_peers.ipynb #a859a38f
@@ -157,7 +157,7 @@ def _train_step(device, bs=2, h=96, w=96, body='resnet18', light=True):
         return loss.detach()
     return step, ()
 
-bench_case('system', 'train_step', _train_step, quick=dict(bs=2), full=dict(bs=2, body='resnet50', light=False, h=800, w=1216))
+bench_case('system', 'train_step', _train_step, quick=dict(bs=2), full=dict(bs=2, body='resnet50', light=False, h=480, w=640))
 
 # %% ../../nbs/bench/820_peers.ipynb #b14bb01d
 def _covered(spans):
