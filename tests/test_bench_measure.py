@@ -255,7 +255,7 @@ def module(tmp_path, monkeypatch):
 
 
 def test_a_case_with_all_words(module):
-    r = run_isolated('op/fatal_linear[n=16]', what='call time memory flops rss', imports=module, mode='both', threads=1, budget=.1, warmup=.05)
+    r = run_isolated('op/fatal_linear[n=16]', what='call time memory flops rss', imports=module, mode='both', threads=1, budget=.1, warmup=.05, timeout=500)
     assert r['status'] == 'ok' and 'noise' in r['output'], r
     res = r['result']
     assert res['call'] is None and res['time']['threads'] == 1 and res['time']['mode'] == 'both' and len(res['time']['blocks']) == res['time']['n_blocks']
@@ -263,7 +263,7 @@ def test_a_case_with_all_words(module):
 
 
 def test_memory_limit_gives_oom(module):
-    r = run_isolated('op/fatal_huge', dict(gib=4), imports=[module], memory_limit=2**30)
+    r = run_isolated('op/fatal_huge', dict(gib=4), imports=[module], memory_limit=2**30, timeout=500)
     assert r['status'] == 'oom' and r['result'] is None and 'memory' in r['message'], r
     py = run_isolated('random:randbytes', dict(n=2**27), what='rss', memory_limit=2**26)
     assert py['status'] == 'oom' and py['message'].startswith('MemoryError'), py

@@ -54,7 +54,7 @@ def _limit(extra):
 def _do(what, make, job):
     "Result of one word of `what`"
     f, args, *rest = make(job['device']); kw = rest[0] if rest else {}; mode = job['mode']
-    if what == 'call': out = f(*args, **kw); return out if ':' in job['target'] else None
+    if what == 'call': out = f(*args, **kw); return out if job['target'].count(':') and '/' not in job['target'] else None
     if what == 'rss':
         if mode == 'forward' and 'torch' not in sys.modules: return _rss_of(lambda: f(*args, **kw))
         from visdet.bench.measure import Runner, _ready
