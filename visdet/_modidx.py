@@ -478,6 +478,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'visdet.cli.bench._folder': ('cli/bench.html#_folder', 'visdet/cli/bench.py'),
                                   'visdet.cli.bench._history': ('cli/bench.html#_history', 'visdet/cli/bench.py'),
                                   'visdet.cli.bench._list': ('cli/bench.html#_list', 'visdet/cli/bench.py'),
+                                  'visdet.cli.bench._page': ('cli/bench.html#_page', 'visdet/cli/bench.py'),
                                   'visdet.cli.bench._put': ('cli/bench.html#_put', 'visdet/cli/bench.py'),
                                   'visdet.cli.bench._run': ('cli/bench.html#_run', 'visdet/cli/bench.py'),
                                   'visdet.cli.bench._show': ('cli/bench.html#_show', 'visdet/cli/bench.py'),

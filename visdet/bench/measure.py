@@ -293,12 +293,12 @@ def interleave(
 # %% ../../nbs/bench/804_measure.ipynb #7f3c1f01
 def _rounds(rs, budget, rel, min_blocks):
     "Run warmed runners in turns: (wall by name, cpu by name, what the watch saw)"
-    wall, cpu, names, look = {k: [] for k in rs}, {k: [] for k in rs}, list(rs), max(min_blocks, 3)
+    wall, cpu, names, look = {k: [] for k in rs}, {k: [] for k in rs}, list(rs), max(min_blocks, 6)
     t0, watch = perf_counter(), _Watch()
     for i in itertools.count():
         for k in _order(names, i): w,c = rs[k].block(); wall[k].append(w); cpu[k].append(c)
         n, spent = i+1, perf_counter()-t0
-        if spent >= budget and n >= 3: break
+        if spent >= budget and n >= 6: break
         if n >= look and spent >= budget/10:
             if _settled(wall, rel): break
             look = n+1+n//10
