@@ -38,6 +38,7 @@ setup(
     keywords=facts["keywords"],
     packages=find_packages(include=["visdet", "visdet.*"]),
     include_package_data=True,
+    data_files=[("share/visdet/suites", sorted(o.relative_to(root).as_posix() for o in (root / "benchmarks/suites").glob("*.toml")))],
     python_requires=f">={facts['min_python']}",
     install_requires=lines("requirements"),
     extras_require=extras(),

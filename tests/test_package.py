@@ -61,7 +61,9 @@ def test_wheel_holds_everything(wheel):
     here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "visdet").rglob("*.py")}
     assert here <= set(names), sorted(here - set(names))
     strangers = {n.split("/")[0] for n in names} - {"visdet"}
-    assert all(re.fullmatch(r"visdet-.*\.dist-info", o) for o in strangers), strangers
+    assert all(re.fullmatch(r"visdet-.*\.(dist-info|data)", o) for o in strangers), strangers
+    data = {n.split("/", 1)[1] for n in names if ".data/" in n}
+    assert data == {f"data/share/visdet/suites/{o.name}" for o in (ROOT / "benchmarks/suites").glob("*.toml")}, data
 
 
 def readme_python():

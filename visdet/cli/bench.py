@@ -60,8 +60,14 @@ def _run(a):
 # %% ../../nbs/cli/907_bench.ipynb #d9da855c
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>body{{font:14px system-ui,sans-serif;margin:2em;color:#222}}table{{border-collapse:collapse}}td,th{{padding:.25em .7em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}}
-td:first-child,th:first-child,td:last-child,th:last-child{{text-align:left}}tr:hover{{background:#f4f6fa}}</style><h1>{title}</h1>{body}</html>
+td:first-child,th:first-child{{text-align:left}}tr:hover{{background:#f4f6fa}}</style><h1>{title}</h1>{body}</html>
 """
+
+def _page(title, obj):
+    "What `report` shows of something, as a page"
+    os.environ.setdefault('MPLBACKEND', 'agg')
+    from visdet.bench.report import report
+    return _PAGE.format(title=title, body=report(obj)._repr_html_())
 
 def _all(store):
     "The runs of a folder as a table"
@@ -72,14 +78,13 @@ def _all(store):
 
 def _show(a):
     "Print a record, or write it in another form"
-    from visdet.bench.result import _dumps, summary, text_table, to_df, write_csv
+    from visdet.bench.result import _dumps, text_table, to_df, write_csv
     from visdet.bench.store import Store
-    import html, io
+    import io
     if a.run == 'all': return print(_all(Store(_folder(a))))
-    run = Store(_folder(a)).load(a.run); buf = io.StringIO(); write_csv(to_df(run), buf)
-    body = f'<p>{html.escape(str(run).splitlines()[0])}</p>{summary(run, a.sort).to_html(index=False, border=0)}'
-    for where,text in ((a.csv, buf.getvalue()), (a.json, _dumps(run)), (a.html, _PAGE.format(title=f'Benchmark run {run.id}', body=body))):
-        if where: _put(where, text)
+    run = Store(_folder(a)).load(a.run); buf = io.StringIO(); write_csv(run, buf)
+    for where,f in ((a.csv, buf.getvalue), (a.json, lambda: _dumps(run)), (a.html, lambda: _page(f'Benchmark run {run.id}', run))):
+        if where: _put(where, f())
     if not (a.csv or a.json or a.html): print(text_table(run, a.sort, _width())+(_failures(run) and chr(10))+_failures(run))
 
 # %% ../../nbs/cli/907_bench.ipynb #951efdd8
@@ -102,8 +107,9 @@ def _history(a):
     from visdet.bench.store import Store
     df = Store(_folder(a)).history(a.pattern, a.machine, a.mode, a.device)
     if not len(df): raise DataError(explain('nothing was recorded yet that has a time', _folder(a), "Make a record with 'visdet bench run'"))
-    if a.csv: return _put(a.csv, df.to_csv(index=False))
-    print(history_text(df))
+    if a.csv: _put(a.csv, df.to_csv(index=False))
+    if a.html: _put(a.html, _page(f'History of {a.pattern}', df))
+    if not (a.csv or a.html): print(history_text(df))
 
 # %% ../../nbs/cli/907_bench.ipynb #3374204b
 def _compare(a):
@@ -111,9 +117,9 @@ def _compare(a):
     from visdet.bench.compare import compare
     from visdet.bench.store import Store
     store = Store(_folder(a)); c = compare(store.load(a.a), store.load(a.b), a.threshold)
-    for where,f in ((a.markdown, c.markdown), (a.junit, c.junit)):
+    for where,f in ((a.markdown, c.markdown), (a.junit, c.junit), (a.html, lambda: _page('Benchmark comparison', c))):
         if where: _put(where, f())
-    if '-' not in (a.markdown, a.junit): print(c)
+    if '-' not in (a.markdown, a.junit, a.html): print(c)
 
 def _check(a):
     "Compare this source with a baseline; 1 if something became slower"

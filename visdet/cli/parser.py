@@ -226,10 +226,10 @@ def _bench_ask(add):
     p.add_argument('--sort', type=one_of('case', 'time', 'memory', 'share', 'score'), default='case', metavar='HOW', help='case (default) | time | memory | share | score'); _records(p); _files(p, 'csv', 'json', 'html')
     p = add('compare', 'what changed from one run to another', "Ratios of times with their intervals, and a verdict for each case.", 'visdet bench compare 19a9 19ab\nvisdet bench compare before.json after.json --markdown -')
     p.add_argument('a', metavar='BEFORE', help='a run, as for show'); p.add_argument('b', metavar='AFTER', help='a run')
-    p.add_argument('--threshold', type=real(.001), default=.05, metavar='T', help='relative change that matters (default 0.05)'); _records(p); _files(p, 'markdown', 'junit')
+    p.add_argument('--threshold', type=real(.001), default=.05, metavar='T', help='relative change that matters (default 0.05)'); _records(p); _files(p, 'markdown', 'junit', 'html')
     p = add('history', 'how figures changed from commit to commit', "Every recorded time of the cases that match, in the order of the commits.", "visdet bench history nms\nvisdet bench history 'body/resnet*' --mode forward --csv history.csv")
     p.add_argument('pattern', metavar='PATTERN', help='component or case'); p.add_argument('--machine', metavar='NAME', help="class of machines; those that 'show all' lists")
-    p.add_argument('--mode', type=one_of('forward', 'backward', 'both'), metavar='MODE', help='forward | backward | both'); p.add_argument('--device', metavar='NAME', help='cpu, cuda'); _records(p); _files(p, 'csv')
+    p.add_argument('--mode', type=one_of('forward', 'backward', 'both'), metavar='MODE', help='forward | backward | both'); p.add_argument('--device', metavar='NAME', help='cpu, cuda'); _records(p); _files(p, 'csv', 'html')
 
 # %% ../../nbs/cli/900_parser.ipynb #cb9c85eb
 def _bench_judge(add):
