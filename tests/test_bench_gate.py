@@ -138,10 +138,12 @@ def test_commits(gate, tmp_path, monkeypatch):
     git("add", "-A")
     git("commit", "-q", "-m", "first")
     monkeypatch.setattr(gate, "_checkout", lambda: repo)
-    g = gate.check("main", progress=False)
+    g = gate.gate("main", progress=False)
     assert g.code == 0 and "nothing has changed" in g.how and len(g.comparison) == 0
     with pytest.raises(ConfigError, match="neither a file"):
-        gate.check("mian", progress=False)
+        gate.gate("mian", progress=False)
+    assert gate.check("main", markdown=str(tmp_path / "c.md"), junit=str(tmp_path / "c.xml"), progress=False) == 0
+    assert (tmp_path / "c.md").read_text().startswith("### ✅") and "<testsuites>" in (tmp_path / "c.xml").read_text()
     seen = {}
 
     def fake(old, new, *a, **kw):
@@ -150,7 +152,7 @@ def test_commits(gate, tmp_path, monkeypatch):
 
     monkeypatch.setattr(gate, "check_checkouts", fake)
     checkout(repo, plus=9)
-    g = gate.check("main", progress=False)
+    g = gate.gate("main", progress=False)
     assert "uncommitted" in g.how and "PLUS = 0" in seen["text"] and seen["new"] == repo and not seen["old"].exists()
     assert git("worktree", "list").count("\n") == 1
 
