@@ -39,9 +39,20 @@ def _tensors(o):
     elif isinstance(o, (tuple, list)): yield from (t for v in o for t in _tensors(v))
     elif hasattr(o, '__dataclass_fields__'): yield from (t for k in o.__dataclass_fields__ for t in _tensors(getattr(o, k)))
 
+def _leaves_of(ts):
+    "Leaves of the graph behind some outputs: what a backward pass leaves gradients in"
+    todo, seen = [t.grad_fn or t for t in ts], set()
+    while todo:
+        o = todo.pop()
+        if o is None or o in seen: continue
+        seen.add(o)
+        if isinstance(o, torch.Tensor): yield o
+        elif hasattr(o, 'variable'): yield o.variable
+        else: todo += [f for f,_ in o.next_functions]
+
 class _Cotangents:
-    "Fixed random start vectors of a backward pass, made once for each output"
-    def __init__(self): self.made = []
+    "Fixed random start vectors of a backward pass, made once for each output; the first call also completes the list of leaves"
+    def __init__(self, leaves=None): self.made, self.leaves, self.walked = [], [] if leaves is None else leaves, False
     def _get(self, i, t):
         if i == len(self.made): self.made.append(None)
         g = self.made[i]
@@ -52,6 +63,7 @@ class _Cotangents:
     def __call__(self, out):
         ts = [t for t in _tensors(out) if t.requires_grad]
         if not ts: raise ConfigError('nothing to differentiate: no output requires a gradient. Set requires_grad on the inputs or measure the mode forward')
+        if not self.walked: known = set(map(id, self.leaves)); self.leaves += [t for t in _leaves_of(ts) if id(t) not in known]; self.walked = True
         return ts, [self._get(i, t) for i,t in enumerate(ts)]
 
 # %% ../../nbs/bench/804_measure.ipynb #3bb15bf7
@@ -66,9 +78,15 @@ def _clock(clock, device):
     def between(ps): torch.cuda.synchronize(device); return sum(a.elapsed_time(b) for a,b in ps)/1e3
     return ('wall', synced, wall) if clock == 'wall' else ('cuda', event, between)
 
+def _module(f):
+    "The module behind a callable: itself, or that of a bound method or a partial; None if there is none"
+    while isinstance(f, functools.partial): f = f.func
+    f = f if isinstance(f, nn.Module) else getattr(f, '__self__', None)
+    return f if isinstance(f, nn.Module) else None
+
 def _device(f, args, kwargs):
     "Where the work happens: the first GPU among inputs and parameters, else the first device"
-    ts = itertools.chain(_tensors(args), _tensors(kwargs), itertools.chain(f.parameters(), f.buffers()) if isinstance(f, nn.Module) else ())
+    m = _module(f); ts = itertools.chain(_tensors(args), _tensors(kwargs), itertools.chain(m.parameters(), m.buffers()) if m is not None else ())
     devs = list(dict.fromkeys(t.device for t in ts)) or [torch.device('cpu')]
     return next((d for d in devs if d.type == 'cuda'), devs[0])
 
@@ -86,11 +104,12 @@ class Runner:
     ):
         if mode not in MODES: raise ConfigError(unknown('mode', mode, MODES))
         if not callable(f): raise ConfigError(f'measure: {type(f).__name__} is not callable. Pass a function or a module, and its arguments as a tuple')
-        self.f, self.mode, self.n, self.spent, self._cot = f, mode, 1, 0., _Cotangents()
+        self.f, self.mode, self.n, self.spent, self.module = f, mode, 1, 0., _module(f)
         self.call = functools.partial(f, *args, **(kwargs or {}))
         self.device = torch.device(device) if device else _device(f, args, kwargs or {})
         self.clock, self._mark, self._span = _clock(clock, self.device)
-        self._leaves = [t for t in itertools.chain(f.parameters() if isinstance(f, nn.Module) else (), _tensors((args, kwargs or {}))) if t.requires_grad]
+        self._leaves = [t for t in itertools.chain(() if self.module is None else self.module.parameters(), _tensors((args, kwargs or {}))) if t.requires_grad and t.is_leaf]
+        self._cot = _Cotangents(self._leaves)
         self._train = False if train is None and mode == 'forward' else train
     def __repr__(self): return f'Runner({getattr(self.f, "__name__", type(self.f).__name__)}, {self.mode}, {self.device}, {self.n} calls a block)'
 
@@ -98,10 +117,10 @@ class Runner:
 @contextlib.contextmanager
 def _ready(r):
     "Inside: gradients as the mode needs them, the module in its mode, no garbage collector"
-    modes = {m: m.training for m in r.f.modules()} if isinstance(r.f, nn.Module) and r._train is not None else {}
+    modes = {m: m.training for m in r.module.modules()} if r.module is not None and r._train is not None else {}
     was = gc.isenabled(); gc.collect(0); gc.disable()
     try:
-        if modes: r.f.train(r._train)
+        if modes: r.module.train(r._train)
         with torch.set_grad_enabled(r.mode != 'forward'): yield
     finally:
         for m,t in modes.items(): m.training = t

@@ -98,8 +98,8 @@ def _outputs(out, ins, device):
 # %% ../../nbs/bench/808_memory.ipynb #9c9b83de
 def _activations(r):
     "Bytes held after a forward pass with gradients, without the outputs; 0 if there is nothing to differentiate"
-    if not r._leaves: return 0
     with torch.enable_grad(): out, _, held = _peak(r.call, r.device)
+    if not any(t.requires_grad for t in _tensors(out)): return 0
     return max(0, held-_outputs(out, (r.call.args, r.call.keywords), r.device))
 
 def _once(r):
@@ -126,7 +126,7 @@ def memory(
         _once(r)(); act = _activations(r)
         out, peak, _ = _peak(_once(r), r.device); grads = _bytes(t.grad for t in r._leaves if t.grad is not None); out = None
         moved = _moved(_once(r))
-    if isinstance(f, nn.Module): ps, bs = f.parameters(), f.buffers()
+    if r.module is not None: ps, bs = r.module.parameters(), r.module.buffers()
     return Memory(peak, act, _bytes(ps), _bytes(bs), grads, moved)
 
 # %% ../../nbs/bench/808_memory.ipynb #6567881a
