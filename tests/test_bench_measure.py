@@ -138,6 +138,18 @@ def test_gradients_are_fresh_in_every_call():
     assert seen == [None]*4
 
 
+def test_models_hidden_in_a_function_keep_no_gradients():
+    net, x = nn.Linear(8, 8), torch.randn(4, 8)
+    measure(lambda o: net(o).sum(), (x,), mode='both', budget=.03, warmup=.01)
+    assert net.weight.grad is None
+    assert memory(lambda o: net(o).sum(), (x,), mode='both').grads == 4*(64+8)
+    seen = []
+    net.register_forward_hook(lambda m, i, o: seen.append(m.training))
+    measure(net.forward, (x,), budget=.02, warmup=.01)
+    Runner(net.__call__, (x,)).block()
+    assert seen == [False] and net.training
+
+
 def test_backward_times_only_the_backward():
     calls = []
     class Slow(torch.autograd.Function):

@@ -93,7 +93,7 @@ def _deform(x, w, offset, mask, bias, *args, out_shape=None, **kw):
 def _deform_back(g, x, w, offset, mask, bias, *args, out_shape=None, **kw): return 2*_deform(x, w, offset, mask, bias, *args, out_shape=g)
 
 # %% ../../nbs/bench/812_flops.ipynb #d0b23c7f
-_MOVES = set('''_local_scalar_dense _to_copy arange as_strided_ bernoulli cat clone constant_pad_nd copy copy_ detach_ embedding eye fill fill_ flip full full_like gather index index_put index_put_ _index_put_impl_ index_select linspace
+_MOVES = set('''_local_scalar_dense _to_copy _unsafe_index arange as_strided_ bernoulli cat clone constant_pad_nd copy copy_ detach_ embedding eye fill fill_ flip full full_like gather index index_put index_put_ _index_put_impl_ index_select linspace
  masked_fill masked_fill_ masked_select native_channel_shuffle nonzero normal_ ones ones_like pixel_shuffle pixel_unshuffle rand rand_like randint randn randn_like random_ randperm repeat repeat_interleave resize_ roll rot90 scalar_tensor scatter
  scatter_ select_backward select_scatter slice_backward slice_scatter split_with_sizes_copy stack tril tril_indices triu triu_indices unfold_backward uniform_ upsample_nearest1d upsample_nearest2d upsample_nearest3d where zero_ zeros zeros_like'''.split())
 _BY_VALUE = {'nms', '_unique2'}

@@ -47,7 +47,7 @@ def _peak(fn, device):
     return (out, max(0, int(held.max())), int(held[-1])) if len(b) else (out, 0, 0)
 
 # %% ../../nbs/bench/808_memory.ipynb #1dea1f35
-_PICKERS = {'embedding', 'gather', 'index', 'index_select', 'take', 'take_along_dim'}
+_PICKERS = {'_unsafe_index', 'embedding', 'gather', 'index', 'index_select', 'take', 'take_along_dim'}
 
 def _size(t): return min(t.numel()*t.element_size(), t.untyped_storage().nbytes() or t.numel()*t.element_size())
 
