@@ -97,6 +97,15 @@ def test_show_compare_history_dashboard(few, tmp_path):
     assert code == 0 and (tmp_path / "d.html").stat().st_size > 10_000, err
 
 
+def test_check_against_a_record(few, tmp_path):
+    "check measures the suite and judges it against a record; a threshold of 900 % lets any noise pass"
+    suite, runs, names = few
+    words = ["--against", runs / names[0], "--suite", suite, "--filter", "decode", "--device", "cpu", "--runs", runs]
+    code, out, err = call("bench", "check", *words, "--threshold", 9, "--markdown", tmp_path / "c.md", "--junit", tmp_path / "j.xml")
+    assert code == 0 and out.startswith("OK"), out + err
+    assert "DeltaCoder" in (tmp_path / "j.xml").read_text() and (tmp_path / "c.md").read_text()
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -111,6 +120,7 @@ def test_show_compare_history_dashboard(few, tmp_path):
         (["show", "--runs", "nowhere"], "no such folder"),
         (["history", "fpnn"], "unknown case"),
         (["compare", "last", "nothing"], "unknown run"),
+        (["check", "--against", "no-such-branch", "--suite", "few.toml"], "no-such-branch"),
     ],
 )
 def test_mistakes_end_with_one_line(words, said, few, tmp_path, monkeypatch):

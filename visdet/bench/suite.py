@@ -48,7 +48,7 @@ def _suite_folders():
     "Where suites that come with visdet may be"
     import visdet
     root = Path(visdet.__file__).resolve().parent.parent
-    return [o for o in dict.fromkeys((runs_folder().parent.parent/'suites', root/'benchmarks/suites', Path(sys.prefix)/'share/visdet/suites')) if o.is_dir()]
+    return [o for o in dict.fromkeys((runs_folder().parent.parent/'suites', root/'benchmarks/suites', root/'share/visdet/suites', Path(sys.prefix)/'share/visdet/suites')) if o.is_dir()]
 
 def list_suites()->dict: # Name -> file
     "The suites that come with visdet"
@@ -195,12 +195,12 @@ def _apart(case, params, modes, device, suite, budget, extras):
 class _Record:
     "The file of a run while it grows"
     def __init__(self, run, out):
-        self.run,self.t0,self.path = run,time.time(),None if out is None else Path(out)/record_name(run)
+        self.run,self.t0,self.path = run,time.monotonic(),None if out is None else Path(out)/record_name(run)
         self.save()
     @property
     def partial(self): return self.path.with_name(self.path.name+'.partial')
     def save(self):
-        self.run.seconds = time.time()-self.t0
+        self.run.seconds = time.monotonic()-self.t0
         if self.path: save_run(self.run, self.partial)
     def finish(self):
         self.save()
@@ -209,9 +209,9 @@ class _Record:
 
 class _Shares:
     "Seconds for each measurement, from what is left of the whole"
-    def __init__(self, suite, n): self.suite,self.n,self.end = suite,n,time.time()+suite.budget_s
+    def __init__(self, suite, n): self.suite,self.n,self.end = suite,n,time.monotonic()+suite.budget_s
     def next(self, modes): # (seconds for timing, seconds for the rest) of each of some modes; None if nothing is left
-        left = self.end-time.time(); share = left/max(self.n, 1); self.n -= modes
+        left = self.end-time.monotonic(); share = left/max(self.n, 1); self.n -= modes
         return (min(self.suite.budget, max(.02, .4*share)), max(.5, 2*share)) if left > 0 else None
 
 def _resolve(device):
@@ -252,7 +252,9 @@ def run_suite(
 )->Run:
     "Measure a suite"
     load_cases(); suite = load_suite(suite); new = dict(device=device, threads=threads, isolate=isolate, budget=budget)
-    suite = Suite(**(suite.model_dump() | {k: v for k,v in new.items() if v is not None})); device = _resolve(suite.device)
+    try: suite = Suite(**(suite.model_dump() | {k: v for k,v in new.items() if v is not None}))
+    except ValidationError as e: raise _suite_error('run_suite', e) from e
+    device = _resolve(suite.device)
     rows = plan(suite, filter); shares = _Shares(suite, sum(len(o[2]) for o in rows))
     with pinned_threads(suite.threads):
         rec = _Record(new_run(suite.name, note), out)
