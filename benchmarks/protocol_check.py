@@ -5,7 +5,7 @@
 
 Wants a quiet machine; what disturbed it is recorded with the figures. Three questions, each asked in rounds in which both sides take turns:
 
-* overhead: a function of about one millisecond is timed by a bare loop (one clock reading around four times as many calls) and by `measure`'s own block of two milliseconds.
+* overhead: a function of about one millisecond is timed by a bare loop of as many calls (longer ones would lose the processor more often on a busy machine) and by `measure`'s own block of two milliseconds.
   The relative difference of the two is what measuring adds to each call;
 * agreement: the same calls timed by a block of `visdet.bench.measure` and by `torch.utils.benchmark.Timer.timeit` with the same number of calls;
 * noise floor: the same call against itself, through `interleave`.
@@ -81,7 +81,7 @@ def run(rounds, budget):
     f, n = millisecond()
     r = Runner(f, (n,))
     r.warm(1.)
-    over = turns(r.block, lambda: bare(f, (n,), 4*r.n), rounds)
+    over = turns(r.block, lambda: bare(f, (n,), r.n), rounds)
     agree, floor = {}, {}
     for name, (g, args) in calls().items():
         r = Runner(g, args)
