@@ -99,11 +99,11 @@ def _take(pair, n, store, stop):
     def take(k):
         logs = []
         for _ in range(k):
-            t = []
-            for i in (0, 1, 1, 0):
-                try: t.append(pair[i].ask('block', n=n)['seconds'])
+            t = [[], []]
+            for i in (0, 1, 1, 0) if len(store) % 2 == 0 else (1, 0, 0, 1):
+                try: t[i].append(pair[i].ask('block', n=n)['seconds'])
                 except WorkerError as e: raise _Failed(*((e, '') if i == 0 else ('', e))) from e
-            a,b = min(t[0], t[3]), min(t[1], t[2]); store.append((a, b)); logs.append(math.log(b/a))
+            a,b = min(t[0]), min(t[1]); store.append((a, b)); logs.append(math.log(b/a))
             if stop(): break
         return logs
     return take
@@ -149,8 +149,8 @@ def _apply(c, decisions):
     for i,r in df.iterrows():
         d = decisions.get((r.case, r['mode'], r.device))
         if d is None: continue
-        v = 'slower' if d.slower else 'not enough data' if r.verdict == 'slower' else r.verdict
-        note = f"suspect in {d.said.count('suspect')} of {len(d.said)} sessions" if 'suspect' in d.said else ''
+        v = 'slower' if d.slower else 'faster' if d.faster else 'not enough data' if r.verdict in ('slower', 'faster') else r.verdict
+        note = f"sessions: {', '.join(d.said)}" if len(d.said) > 1 else ''
         df.loc[i, 'verdict'] = v; df.loc[i, 'note'] = '; '.join(o for o in (note, r.note) if o)
     c.df = df.iloc[sorted(range(len(df)), key=lambda i: (VERDICTS.index(df.verdict.iloc[i]), i))].reset_index(drop=True)
     return c

@@ -51,11 +51,11 @@ def judge(
     logs, # log(b/a) of the rounds so far
     rule:Rule, # What is asked for
     last:bool=False, # Are there no more rounds to come?
-)->tuple: # ('suspect' | 'clear' | 'more' | 'unsure', effect)
+)->tuple: # ('suspect' | 'clear' | 'faster' | 'more' | 'unsure', effect)
     "What a session knows after these rounds"
     e, t = round_effect(logs, rule.level), 1+rule.threshold
     if e.lo > t: return 'suspect', e
-    if e.hi < t: return 'clear', e
+    if e.hi < t: return ('faster' if e.hi < 1/t else 'clear'), e
     if not last: return 'more', e
     return ('suspect' if e.ratio > t and e.lo > 1 else 'unsure'), e
 
@@ -64,11 +64,12 @@ def judge(
 class Decision:
     "What the gate concluded about one case"
     slower:bool # A regression
+    faster:bool # An improvement, held to the same standard
     effect:Effect # Over all rounds of all sessions
     said:tuple # The word of each session
     logs:tuple # log(b/a) of each round, by session
     @property
-    def sure(self)->bool: return self.slower or self.said[-1] == 'clear' # Was there enough evidence?
+    def sure(self)->bool: return self.slower or self.said[-1] in ('clear', 'faster') # Was there enough evidence?
     @property
     def rounds(self)->int: return sum(map(len, self.logs)) # Rounds taken
 
@@ -89,9 +90,9 @@ def decide(
     "Measure until it is clear, or until a majority of sessions found it slower"
     said, logs, need = [], [], rule.sessions//2+1
     for i in range(rule.sessions):
-        word, x = _session(start(i), rule); said.append(word); logs.append(x); n = said.count('suspect')
-        if i == 0 and word != 'suspect' or n >= need or n+rule.sessions-i-1 < need: break
-    return Decision(said.count('suspect') >= need, round_effect(np.concatenate(logs), rule.level), tuple(said), tuple(logs))
+        word, x = _session(start(i), rule); said.append(word); logs.append(x); n = said.count(said[0])
+        if said[0] not in ('suspect', 'faster') or n >= need or n+rule.sessions-i-1 < need: break
+    return Decision(said.count('suspect') >= need, said.count('faster') >= need, round_effect(np.concatenate(logs), rule.level), tuple(said), tuple(logs))
 
 # %% ../../nbs/bench/853_rule.ipynb #696e4cf3
 def _bursts(rng, n):
