@@ -127,7 +127,7 @@ def summary(
     row = lambda r: {'case': r.case, 'mode': r.mode, 'time': _show(r.wall.median, 's') if r.wall else r.status,
         '±': f'{50*(r.wall.hi-r.wall.lo)/r.wall.median:.1f}%' if r.wall and r.wall.median else '', 'cpu': _show(r.cpu.median, 's') if r.cpu else '', 'memory': _show((r.memory or {}).get('peak'), 'B'),
         'params': _show(r.model_params), 'FLOP': _show(_flops_of(r)),
-        'roof': '' if r.share_of_roofline is None else f'{100*r.share_of_roofline:.2g}%', 'score': _show(r.score, 's'), 'notes': '; '.join([*r.flags, *([r.message] if r.message else [])])}
+        'roof': '' if (o := r.share_of_roofline) is None else f'{100*o:.0f}%' if o >= .1 else f'{100*o:.1g}%', 'score': _show(r.score, 's'), 'notes': '; '.join([*r.flags, *([r.message] if r.message else [])])}
     rows = [row(r) for r in sorted(run.results, key=_ORDER[sort])]
     return pd.DataFrame(rows, columns='case mode time ± cpu memory params FLOP roof score notes'.split())
 

@@ -138,6 +138,6 @@ def run_bench(
     a, # Options, from `parse_command`
 )->int: # Exit code, or None for 0
     "Carry out a command of `visdet bench`"
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99') # torch's profiler otherwise writes a line at each start and end
+    for k,v in dict(KINETO_LOG_LEVEL='99', TORCH_CPP_LOG_LEVEL='ERROR').items(): os.environ.setdefault(k, v) # torch's profiler otherwise writes lines at each start and end
     if a.action is None: return a.parser.print_help()
     return _VERBS[a.action](a)
