@@ -458,6 +458,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'visdet.bench.worker._Task.clock': ('bench/worker.html#_task.clock', 'visdet/bench/worker.py'),
                                      'visdet.bench.worker._Task.many': ('bench/worker.html#_task.many', 'visdet/bench/worker.py'),
                                      'visdet.bench.worker._Task.once': ('bench/worker.html#_task.once', 'visdet/bench/worker.py'),
+                                     'visdet.bench.worker._Task.waited': ('bench/worker.html#_task.waited', 'visdet/bench/worker.py'),
                                      'visdet.bench.worker._Task.warm': ('bench/worker.html#_task.warm', 'visdet/bench/worker.py'),
                                      'visdet.bench.worker._answer': ('bench/worker.html#_answer', 'visdet/bench/worker.py'),
                                      'visdet.bench.worker._block': ('bench/worker.html#_block', 'visdet/bench/worker.py'),

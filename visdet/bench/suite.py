@@ -209,10 +209,10 @@ class _Record:
 
 class _Shares:
     "Seconds for each measurement, from what is left of the whole"
-    def __init__(self, suite, n): self.suite,self.n,self.end = suite,n,time.monotonic()+suite.budget_s
+    def __init__(self, suite, n, t0): self.suite,self.n,self.end = suite,n,t0+suite.budget_s
     def next(self, modes): # (seconds for timing, seconds for the rest) of each of some modes; None if nothing is left
         left = self.end-time.monotonic(); share = left/max(self.n, 1); self.n -= modes
-        return (min(self.suite.budget, max(.02, .4*share)), max(.5, 2*share)) if left > 0 else None
+        return (min(self.suite.budget, max(.02, .3*share)), max(.5, 2*share)) if left > 0 else None
 
 def _resolve(device):
     "A device that exists"
@@ -251,11 +251,11 @@ def run_suite(
     note:str='', # Kept in the record
 )->Run:
     "Measure a suite"
-    load_cases(); suite = load_suite(suite); new = dict(device=device, threads=threads, isolate=isolate, budget=budget)
+    t0 = time.monotonic(); load_cases(); suite = load_suite(suite); new = dict(device=device, threads=threads, isolate=isolate, budget=budget)
     try: suite = Suite(**(suite.model_dump() | {k: v for k,v in new.items() if v is not None}))
     except ValidationError as e: raise _suite_error('run_suite', e) from e
     device = _resolve(suite.device)
-    rows = plan(suite, filter); shares = _Shares(suite, sum(len(o[2]) for o in rows))
+    rows = plan(suite, filter); shares = _Shares(suite, sum(len(o[2]) for o in rows), t0)
     with pinned_threads(suite.threads):
         rec = _Record(new_run(suite.name, note), out)
         try:
