@@ -39,6 +39,10 @@ class _Task:
         module = isinstance(f, torch.nn.Module); self.cuda = str(device).startswith('cuda')
         if module and mode == 'forward': f.eval()
         self.leaves = [t for t in itertools.chain(f.parameters() if module else (), _outputs([list(args), self.kw])) if t.requires_grad]
+        try: self.fd = None if self.cuda else os.open(f'/proc/self/task/{threading.get_native_id()}/schedstat', os.O_RDONLY)
+        except OSError: self.fd = None
+    def waited(self): # Seconds this thread has waited for a core
+        return int(os.pread(self.fd, 99, 0).split()[1])/1e9 if self.fd is not None else 0.
     def clock(self):
         if self.cuda: self.torch.cuda.synchronize()
         return time.perf_counter()
@@ -59,14 +63,15 @@ class _Task:
         f, args, kw = self.f, self.args, self.kw; a = self.clock()
         for _ in range(n): f(*args, **kw)
         return self.clock()-a
-    def block(self, n): # Seconds a call
+    def block(self, n): # Seconds a call, without those spent waiting for a core
         gc.collect(0); gc.disable()
         try:
             with self.torch.set_grad_enabled(self.mode != 'forward'):
-                if self.mode == 'forward':
-                    if n > 1: self.many(1)
-                    return self.many(n)/n
-                return sum(self.once() for _ in range(n))/n
+                if self.mode == 'forward' and n > 1: self.many(1)
+                w, a = self.waited(), time.perf_counter()
+                t = self.many(n) if self.mode == 'forward' else sum(self.once() for _ in range(n))
+                lost = (self.waited()-w)/(time.perf_counter()-a)
+                return t*max(1-lost, .01)/n
         finally: gc.enable()
     def warm(self, limit=.3):
         "Run until times settle or the limit is over, three calls at least unless they are very slow; the least seconds of a call"
