@@ -37,23 +37,23 @@ def scores(learn, dl):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data"), p.add_argument("--weights"), p.add_argument("--out", type=Path)
-    p.add_argument("--epochs", type=int, default=50), p.add_argument("--lr", type=float), p.add_argument("--size", type=int, default=320), p.add_argument("--aug", default="none")
+    p.add_argument("--epochs", type=int, default=60), p.add_argument("--lr", type=float), p.add_argument("--size", type=int, default=320), p.add_argument("--aug", default="none"), p.add_argument("--bs", type=int, default=2)
     p.add_argument("--limit", type=int, help="only the first images"), p.add_argument("--seed", type=int, default=0), p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--kw", type=json.loads, default=dict(channels=128, mask_channels=128), help="JSON: more arguments for mask_rcnn")
+    p.add_argument("--kw", type=json.loads, default=dict(channels=128, mask_channels=128, roi_num=128, pre=[500, 500], post=[250, 250]), help="JSON: more arguments for mask_rcnn")
     a = p.parse_args()
     torch.set_num_threads(a.threads), seed_everything(a.seed)
     root = Path(a.data)
     ann = lambda part: (root / f"annotations/instances_{part}.json", root / part)
     (train, train_dir), (valid, valid_dir) = ann("train2017"), ann("val2017")
-    dls = DetDataLoaders.from_coco(train, train_dir, valid, valid_dir, bs=4, resize=a.size, aug=a.aug, seed=a.seed)
+    dls = DetDataLoaders.from_coco(train, train_dir, valid, valid_dir, bs=a.bs, resize=a.size, aug=a.aug, seed=a.seed)
     rows = list(range(a.limit or len(dls.records)))
-    few = DetDataLoaders.from_records(dls.records.subset(rows), dls.valid.records.subset(rows[:8]), bs=4, resize=a.size, aug=a.aug, seed=a.seed)  # a glance at the validation loss each epoch is enough
+    few = DetDataLoaders.from_records(dls.records.subset(rows), dls.valid.records.subset(rows[:8]), bs=a.bs, resize=a.size, aug=a.aug, seed=a.seed)  # a glance at the validation loss each epoch is enough
     learn = det_learner(few, "mask_rcnn", body="tv:squeezenet1_1", weights=a.weights, metrics=None, **a.kw)
     start = time.perf_counter()
     with learn.no_bar():
         learn.fit_one_cycle(a.epochs, *([a.lr] if a.lr else []), cbs=Say())
     minutes = (time.perf_counter() - start) / 60
-    res = dict(what="mask_rcnn, SqueezeNet 1.1, on coco_mini", epochs=a.epochs, size=a.size, limit=a.limit, seed=a.seed, aug=a.aug, lr=a.lr or learn.lr, kw=a.kw, threads=a.threads, torch=torch.__version__, minutes=minutes, train=scores(learn, few.train_eval), valid=scores(learn, dls.valid))
+    res = dict(what="mask_rcnn, SqueezeNet 1.1, on coco_mini", epochs=a.epochs, size=a.size, bs=a.bs, limit=a.limit, seed=a.seed, aug=a.aug, lr=a.lr or learn.lr, kw=a.kw, threads=a.threads, torch=torch.__version__, minutes=minutes, train=scores(learn, few.train_eval), valid=scores(learn, dls.valid))
     print(json.dumps(res))
     if a.out:
         a.out.write_text(json.dumps(res, indent=1) + "\n")

@@ -38,7 +38,8 @@ class MaskHead(nn.Module):
         self.pool = RoIPooler(strides, size, sampling_ratio, aligned)
         self.tower = Tower(ni, channels, num_convs)
         self.up, self.out = nn.ConvTranspose2d(self.tower.nf, channels, 2, 2), nn.Conv2d(channels, num_classes, 1)
-        for m in [o.conv for o in self.tower]+[self.up, self.out]: nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu'); nn.init.zeros_(m.bias)
+        for m in [o.conv for o in self.tower]+[self.up]: nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu'); nn.init.zeros_(m.bias)
+        init_convs(self.out, std=.001)
 
     def forward(self, feats, rois, labels)->torch.Tensor: # (R,2*size,2*size) logits of the class `labels` (R,)
         x = self.tower(self.pool(feats, rois).contiguous(memory_format=torch.channels_last))
