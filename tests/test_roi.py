@@ -56,7 +56,7 @@ def test_pooler_equals_torchvision(s, last):
     want = value_and_grad(lambda *x: tv(dict(zip("0123", x)), boxes, [(128, 192)] * 2), *feats)
     for backend in ("torch", "torchvision"):
         got = value_and_grad(lambda *x: RoIPooler(STRIDES, 7, s, backend=backend)(x, to_rois(boxes)), *feats)
-        assert got[0].is_contiguous()
+        assert got[0].is_contiguous(memory_format=torch.channels_last)
         for a, b in zip(got, want):
             close(a, b, 1e-4)
 
@@ -82,7 +82,7 @@ def test_nan_and_strangers():
         y = roi_align(f, bad, 2, 0.5, s, backend=backend)
         assert y[0].isnan().all() and torch.equal(y[1], torch.ones(2, 2, 2))
     for i in (-1.0, 1.0):
-        with pytest.raises(Exception, match="idx"):
+        with pytest.raises(Exception, match="idx|valid range"):
             roi_align(f, torch.tensor([[i, 1, 1, 9, 9]]), 2, 0.5, 2)
     with pytest.raises(ConfigError):
         roi_align(f, torch.zeros(3, 4), 2)
