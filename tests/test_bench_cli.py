@@ -154,7 +154,8 @@ def test_killed_or_interrupted_run_leaves_what_it_had(how, tmp_path):
     from visdet.bench.result import read_run
     from visdet.bench.store import Store
 
-    p = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C, and their children with them
+    p = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV, preexec_fn=heed)
     assert p.stdout.readline() == "slow\n"
     time.sleep(0.3)
     p.send_signal(how)
