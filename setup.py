@@ -27,6 +27,18 @@ def extras():
     return {k.strip(): v.split() for k, v in pairs}
 
 
+def files(pattern):
+    "Files of the repository that match, relative to it"
+    return sorted(o.relative_to(root).as_posix() for o in root.glob(pattern))
+
+
+def shared():
+    "Data that installs beside the package: benchmark suites and the sources of the kernels"
+    folders = sorted({Path(o).parent.as_posix() for o in files("kernels/*/*") if not Path(o).name.startswith(".")})
+    kernels = [(f"share/visdet/{o}", [f for ext in ("h", "cpp", "cu") for f in files(f"{o}/*.{ext}")]) for o in ("kernels", *folders)]
+    return [("share/visdet/suites", files("benchmarks/suites/*.toml")), *kernels]
+
+
 setup(
     name=facts["lib_name"],
     version=version(),
@@ -38,7 +50,7 @@ setup(
     keywords=facts["keywords"],
     packages=find_packages(include=["visdet", "visdet.*"]),
     include_package_data=True,
-    data_files=[("share/visdet/suites", sorted(o.relative_to(root).as_posix() for o in (root / "benchmarks/suites").glob("*.toml")))],
+    data_files=shared(),
     python_requires=f">={facts['min_python']}",
     install_requires=lines("requirements"),
     extras_require=extras(),
