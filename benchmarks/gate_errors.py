@@ -90,9 +90,9 @@ def summary(trials):
     return out
 
 
-def document(trials, sessions, settings):
+def document(trials, sittings, settings):
     "What is recorded"
-    return dict(protocol=PROTOCOL, settings=settings, sessions=sessions, summary=summary(trials), trials=trials)
+    return dict(protocol=PROTOCOL, settings=settings, sittings=sittings, summary=summary(trials), trials=trials)
 
 
 def write(path, doc):
@@ -123,11 +123,11 @@ def main(argv=None):
     if a.merge:
         docs = [read(o, settings) for o in a.merge]
         trials = [t for d in docs for t in d["trials"]]
-        write(a.out, document(trials, [s for d in docs for s in d["sessions"]], settings))
+        write(a.out, document(trials, [s for d in docs for s in d["sittings"]], settings))
         return show(trials)
-    doc = read(a.out, settings) if a.out.exists() else dict(trials=[], sessions=[])
-    trials, sessions = doc["trials"], doc["sessions"]
-    sessions.append(dict(started=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), first=len(trials), environment=environment().model_dump(mode="json")))
+    doc = read(a.out, settings) if a.out.exists() else dict(trials=[], sittings=[])
+    trials, sittings = doc["trials"], doc["sittings"]
+    sittings.append(dict(started=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), first=len(trials), environment=environment().model_dump(mode="json")))
     t0, count = time.time(), {k: sum(t["planted"] == k for t in trials) for k in PLANTED}
     with tempfile.TemporaryDirectory(prefix="visdet-gate-") as d:
         base = checkout(Path(d) / "base", PLANTED[0.0])
@@ -145,15 +145,15 @@ def main(argv=None):
                         count[k] += 1
                 n += 1
                 if n % 5 == 0:
-                    write(a.out, document(trials, sessions, settings))
+                    write(a.out, document(trials, sittings, settings))
                     alarms = ", ".join(f"{k:.0%}: {sum(t['slower'] for t in trials if t['planted'] == k)}/{count[k]}" for k in PLANTED)
                     print(f"[{time.time() - t0:5.0f} s] slower found at {alarms}", file=sys.stderr, flush=True)
         finally:
             for c in crews.values():
                 c.close()
-            sessions[-1]["seconds"] = round(time.time() - t0, 1)
+            sittings[-1]["seconds"] = round(time.time() - t0, 1)
             if trials:
-                write(a.out, document(trials, sessions, settings))
+                write(a.out, document(trials, sittings, settings))
     return show(trials)
 
 

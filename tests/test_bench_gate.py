@@ -66,7 +66,7 @@ def test_no_change_of_a_faster_version_into_an_alarm():
 def test_confirmation_is_worth_it():
     "Without new processes the layout of memory convicts the innocent more often"
     rng = np.random.default_rng(2)
-    rates = [sum(decide(synthetic("layout", 1.0, rng, r), r).slower for _ in range(800)) for r in (Rule(sessions=1), Rule())]
+    rates = [sum(decide(synthetic("layout", 1.0, rng, r), r).slower for _ in range(800)) for r in (Rule(sittings=1), Rule())]
     assert rates[0] > 3 * rates[1]
 
 
@@ -168,7 +168,7 @@ def test_error_experiment(gate, tmp_path):
     m.main(["--trials", "1", "--out", str(out)])
     m.main(["--trials", "2", "--out", str(out)])
     d = json.loads(out.read_text())
-    assert len(d["trials"]) == 4 and len(d["sessions"]) == 2 and d["sessions"][1]["first"] == 2
+    assert len(d["trials"]) == 4 and len(d["sittings"]) == 2 and d["sittings"][1]["first"] == 2
     assert {o["planted"] for o in d["summary"]} == {0.0, 0.2}
     m.main(["--merge", str(out), str(out), "--out", str(tmp_path / "m.json")])
     assert list(gate.gate_rates(tmp_path / "m.json").trials) == [4, 4]

@@ -60,11 +60,11 @@ class Crew:
         new, # Checkout to be judged
         threads:int=1, # Torch threads
         block_s:float=.02, # Seconds of a block
-        budget:float=20., # Seconds of a session, once there are rounds enough for a first look
+        budget:float=20., # Seconds of a sitting, once there are rounds enough for a first look
         path=(), # Further folders for the module path of both
     ): self.dirs,self.threads,self.block_s,self.budget,self.path,self.pairs = (old, new),threads,block_s,budget,path,{}
     def pair(self, i):
-        "Both workers of session `i`, alive"
+        "Both workers of sitting `i`, alive"
         p = self.pairs.get(i)
         if p and not all(o.alive for o in p): self._end(i); p = None
         if p is None:
@@ -150,7 +150,7 @@ def _apply(c, decisions):
         d = decisions.get((r.case, r['mode'], r.device))
         if d is None: continue
         v = 'slower' if d.slower else 'faster' if d.faster else 'not enough data' if r.verdict in ('slower', 'faster') else r.verdict
-        note = f"sessions: {', '.join(d.said)}" if len(d.said) > 1 else ''
+        note = f"sittings: {', '.join(d.said)}" if len(d.said) > 1 else ''
         df.loc[i, 'verdict'] = v; df.loc[i, 'note'] = '; '.join(o for o in (note, r.note) if o)
     c.df = df.iloc[sorted(range(len(df)), key=lambda i: (VERDICTS.index(df.verdict.iloc[i]), i))].reset_index(drop=True)
     return c

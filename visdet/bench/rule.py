@@ -39,20 +39,20 @@ class Rule:
     "How much evidence the gate asks for"
     threshold:float = .05 # Relative slow-down that matters
     level:float = .99 # Confidence of the interval at each look
-    looks:tuple = (10, 14, 20, 28, 40) # Rounds after which a session looks
-    sessions:int = 3 # At most; a regression needs the majority
+    looks:tuple = (10, 14, 20, 28, 40) # Rounds after which a sitting looks
+    sittings:int = 3 # At most; a regression needs the majority
     def __post_init__(self):
         if not 0 < self.threshold < 10: raise ConfigError(f'threshold={self.threshold} must lie between 0 and 10; 0.05 means 5 %')
         if not .5 < self.level < 1: raise ConfigError(f'level={self.level} must lie between 0.5 and 1')
         if list(self.looks) != sorted(set(self.looks)) or not self.looks or not _rank(self.looks[0], 1-self.level): raise ConfigError(f'looks={self.looks} must rise, and the first must suffice for the level {self.level}')
-        if self.sessions < 1 or self.sessions % 2 == 0: raise ConfigError(f'sessions={self.sessions} must be odd, so that there is a majority')
+        if self.sittings < 1 or self.sittings % 2 == 0: raise ConfigError(f'sittings={self.sittings} must be odd, so that there is a majority')
 
 def judge(
     logs, # log(b/a) of the rounds so far
     rule:Rule, # What is asked for
     last:bool=False, # Are there no more rounds to come?
 )->tuple: # ('suspect' | 'clear' | 'faster' | 'more' | 'unsure', effect)
-    "What a session knows after these rounds"
+    "What a sitting knows after these rounds"
     e, t = round_effect(logs, rule.level), 1+rule.threshold
     if e.lo > t: return 'suspect', e
     if e.hi < t: return ('faster' if e.hi < 1/t else 'clear'), e
@@ -65,16 +65,16 @@ class Decision:
     "What the gate concluded about one case"
     slower:bool # A regression
     faster:bool # An improvement, held to the same standard
-    effect:Effect # Over all rounds of all sessions
-    said:tuple # The word of each session
-    logs:tuple # log(b/a) of each round, by session
+    effect:Effect # Over all rounds of all sittings
+    said:tuple # The word of each sitting
+    logs:tuple # log(b/a) of each round, by sitting
     @property
     def sure(self)->bool: return self.slower or self.said[-1] in ('clear', 'faster') # Was there enough evidence?
     @property
     def rounds(self)->int: return sum(map(len, self.logs)) # Rounds taken
 
-def _session(take, rule):
-    "(word, logs) of one session; `take(n)` returns the next n rounds as log(b/a)"
+def _sitting(take, rule):
+    "(word, logs) of one sitting; `take(n)` returns the next n rounds as log(b/a)"
     logs = []
     for i,n in enumerate(rule.looks):
         got = list(take(n-len(logs))); logs += got
@@ -84,14 +84,14 @@ def _session(take, rule):
     return word, tuple(logs)
 
 def decide(
-    start, # `start(i)` begins session i with fresh processes and returns `take`; `take(n)` returns log(b/a) of up to n further rounds
+    start, # `start(i)` begins sitting i with fresh processes and returns `take`; `take(n)` returns log(b/a) of up to n further rounds
     rule:Rule=Rule(), # What is asked for
 )->Decision:
-    "Measure until it is clear, or until a majority of sessions found it slower"
-    said, logs, need = [], [], rule.sessions//2+1
-    for i in range(rule.sessions):
-        word, x = _session(start(i), rule); said.append(word); logs.append(x); n = said.count(said[0])
-        if said[0] not in ('suspect', 'faster') or n >= need or n+rule.sessions-i-1 < need: break
+    "Measure until it is clear, or until a majority of sittings found it slower"
+    said, logs, need = [], [], rule.sittings//2+1
+    for i in range(rule.sittings):
+        word, x = _sitting(start(i), rule); said.append(word); logs.append(x); n = said.count(said[0])
+        if said[0] not in ('suspect', 'faster') or n >= need or n+rule.sittings-i-1 < need: break
     return Decision(said.count('suspect') >= need, said.count('faster') >= need, round_effect(np.concatenate(logs), rule.level), tuple(said), tuple(logs))
 
 # %% ../../nbs/bench/853_rule.ipynb #696e4cf3

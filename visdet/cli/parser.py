@@ -251,6 +251,20 @@ def _bench(add):
     sub = _commands(p, 'action')
     for f in (_bench_run, _bench_ask, _bench_judge): f(sub)
 
+# %% ../../nbs/cli/900_parser.ipynb #d45b009b
+def _kernels(add):
+    p = add('kernels', 'operators and their backends; build the compiled ones', """
+        visdet kernels         which backend each operator has here, or why not
+        visdet kernels build   compile the sources for this machine
+        Nothing needs them: without a compiler every operator runs on torch or torchvision.""", 'visdet kernels\nvisdet kernels build\nvisdet kernels build --device cuda')
+    sub = _commands(p, 'action'); s = sub('show', 'operators and their backends', 'Which backend each operator has here, and which it uses.', 'visdet kernels show --device cuda')
+    b = sub('build', 'compile the sources for this machine', 'Compiles C++ for this processor, or CUDA. Nothing is done if the library is there already.', 'visdet kernels build\nvisdet kernels build --device cuda --archs 80,90')
+    for o in (s, b): o.add_argument('--device', type=one_of('cpu', 'cuda'), default='cpu', metavar='NAME', help='cpu (default) | cuda')
+    b.add_argument('--archs', default='80,90', metavar='A,B', help='CUDA: compute capabilities without the dot (default 80,90)')
+    b.add_argument('--out', metavar='DIR', help="folder for the library; the user's cache folder if left out, or VISDET_KERNELS")
+    b.add_argument('--jobs', type=whole(1), metavar='N', help='compilers at a time; the number of cores if left out')
+    b.add_argument('--force', action='store_true', help='build even if it is there')
+
 # %% ../../nbs/cli/900_parser.ipynb #935862b0
 def _commands(parser, dest):
     "A function that adds a command to `parser`"
@@ -268,7 +282,7 @@ def build_parser()->Parser:
                epilog="start here:\n  visdet demo               the whole job on a drawn data set\n  visdet COMMAND --help     what a command does, with examples\n\n"
                       "A mistake in what you typed or in your files ends with one line and exit code 2.\nWith --debug, any command shows where the error came from.")
     p.add_argument('--version', action='version', version=f'visdet {__version__}'); add = _commands(p, 'command')
-    for f in (_demo, _train, _validate, _predict, _preflight, _models, _data_cmd, _bench): f(add)
+    for f in (_demo, _train, _validate, _predict, _preflight, _models, _data_cmd, _bench, _kernels): f(add)
     return p
 
 # %% ../../nbs/cli/900_parser.ipynb #12f5ee20
@@ -280,10 +294,12 @@ def parse_command(
     argv:list, # Words after `visdet`
 )->argparse.Namespace: # The options, `command`, and `parser`, the command's own
     "Read a command line; raises `ConfigError` with a suggestion for what it does not understand"
-    p, argv = build_parser(), list(argv); cmds = 'demo train validate predict preflight models data bench'.split()
+    p, argv = build_parser(), list(argv); cmds = 'demo train validate predict preflight models data bench kernels'.split()
     _first(argv, cmds, 'command')
     if argv[:1] == ['bench']: _first(argv[1:], BENCH, 'bench command')
     if argv[:1] == ['data'] and len(argv) > 1 and argv[1] not in ('show', 'convert', '-h', '--help'): argv.insert(1, 'show')
+    if argv[:1] == ['kernels']: _first(argv[1:], ('show', 'build'), 'kernels command')
+    if argv[:1] == ['kernels'] and (len(argv) < 2 or argv[1].startswith('--') and argv[1] != '--help'): argv.insert(1, 'show')
     args, rest = p.parse_known_args(argv); sub = getattr(args, 'parser', p)
     bad = [o.split('=')[0] for o in rest if o.startswith('-')]
     if bad: sub.error('; '.join(_unknown_option(o, sub.options) for o in bad))
