@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test check nbs pytest docs clean
+.PHONY: demo test check nbs pytest kernels docs clean
 
 $(VENV)/.ready: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,20 +15,27 @@ $(VENV)/.ready: settings.ini setup.py pyproject.toml
 demo: $(VENV)/.ready  ## the main job on the toy data set: train, evaluate, predict, a picture and a report
 	$(BIN)/visdet demo --out demo
 
-test: check nbs pytest  ## everything that must hold
+test: check nbs pytest kernels  ## everything that must hold, without compiled kernels and with them
 
 check: $(VENV)/.ready  ## notebooks clean, in sync, within the laws of the house
 	$(BIN)/python tools/check_sync.py
 	$(BIN)/python tools/check_notebooks.py
 
 nbs: $(VENV)/.ready  ## every notebook, top to bottom
-	MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
+	VISDET_KERNELS=off MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
 
 pytest: $(VENV)/.ready  ## what a notebook cannot hold
-	MPLBACKEND=agg $(BIN)/python -m pytest tests
+	VISDET_KERNELS=off MPLBACKEND=agg $(BIN)/python -m pytest tests
+
+kernels: export VISDET_KERNELS = $(CURDIR)/.kernels
+kernels: $(VENV)/.ready  ## compile the kernels where there is a compiler, and test what uses them
+	@if ! command -v g++ >/dev/null; then echo "no g++: kernels are neither built nor tested"; exit 0; fi; set -e; \
+	$(BIN)/visdet kernels build; $(BIN)/visdet kernels; \
+	MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --path nbs/cv; \
+	MPLBACKEND=agg $(BIN)/python -m pytest tests/test_op_*.py tests/test_torchvision_parity.py
 
 docs: $(VENV)/.ready  ## the site, into _docs (needs Quarto)
 	$(BIN)/nbdev-docs
 
 clean:
-	rm -rf $(VENV) demo _docs _proc build dist *.egg-info
+	rm -rf $(VENV) .kernels demo _docs _proc build dist *.egg-info

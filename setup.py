@@ -1,9 +1,12 @@
 "Packaging for visdet: every fact comes from settings.ini, the version from `visdet/__init__.py`."
+import os
 import re
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
 
 root = Path(__file__).parent
 cfg = ConfigParser(delimiters=["="])
@@ -39,6 +42,32 @@ def shared():
     return [("share/visdet/suites", files("benchmarks/suites/*.toml")), *kernels]
 
 
+KERNELS = os.environ.get("VISDET_BUILD_KERNELS", "").replace(",", " ").split()  # "cpu", or "cpu cuda": compile them into the wheel
+
+
+class BuildPy(build_py):
+    "Copies the package and, where asked for, compiles the kernels into it (needs torch: `--no-build-isolation`)"
+
+    def run(self):
+        super().run()
+        if KERNELS:
+            try:
+                import torch  # noqa: F401
+            except ImportError as e:
+                raise SystemExit("VISDET_BUILD_KERNELS needs torch at build time: install torch first, then pip install --no-build-isolation") from e
+            sys.path.insert(0, str(root))
+            from visdet.core.kernels import build_kernels
+        for device in KERNELS:
+            build_kernels(device, Path(self.build_lib) / "visdet/_kernels")
+
+
+class Dist(Distribution):
+    "A wheel with kernels belongs to one platform"
+
+    def has_ext_modules(self):
+        return bool(KERNELS)
+
+
 setup(
     name=facts["lib_name"],
     version=version(),
@@ -56,4 +85,6 @@ setup(
     extras_require=extras(),
     entry_points={"console_scripts": lines("scripts"), "nbdev": ["visdet = visdet._modidx:d"]},
     zip_safe=False,
+    cmdclass={"build_py": BuildPy},
+    distclass=Dist,
 )
