@@ -14,6 +14,7 @@ from fastai.callback.core import Callback
 
 from visdet.core.basics import seed_everything
 from visdet.data.loaders import DetDataLoaders
+from visdet.deploy.save import save_model
 from visdet.engine.learner import det_learner
 from visdet.eval.evaluate import evaluate
 
@@ -36,7 +37,7 @@ def scores(learn, dl):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("data"), p.add_argument("--weights"), p.add_argument("--out", type=Path)
+    p.add_argument("data"), p.add_argument("--weights"), p.add_argument("--out", type=Path), p.add_argument("--save", type=Path, help="keep the model in this file")
     p.add_argument("--epochs", type=int, default=60), p.add_argument("--lr", type=float), p.add_argument("--size", type=int, default=320), p.add_argument("--aug", default="none"), p.add_argument("--bs", type=int, default=2)
     p.add_argument("--limit", type=int, help="only the first images"), p.add_argument("--seed", type=int, default=0), p.add_argument("--threads", type=int, default=2)
     p.add_argument("--kw", type=json.loads, default=dict(channels=128, mask_channels=128, roi_num=128, pre=[500, 500], post=[250, 250]), help="JSON: more arguments for mask_rcnn")
@@ -53,6 +54,8 @@ def main():
     with learn.no_bar():
         learn.fit_one_cycle(a.epochs, *([a.lr] if a.lr else []), cbs=Say())
     minutes = (time.perf_counter() - start) / 60
+    if a.save:
+        save_model(learn, a.save)
     res = dict(what="mask_rcnn, SqueezeNet 1.1, on coco_mini", epochs=a.epochs, size=a.size, bs=a.bs, limit=a.limit, seed=a.seed, aug=a.aug, lr=a.lr or learn.lr, kw=a.kw, threads=a.threads, torch=torch.__version__, minutes=minutes, train=scores(learn, few.train_eval), valid=scores(learn, dls.valid))
     print(json.dumps(res))
     if a.out:

@@ -130,7 +130,8 @@ def _check(a):
 def _dashboard(a):
     "Write the page of all records"
     from visdet.bench.dashboard import dashboard
-    print(f'Written to {dashboard(_folder(a), out=a.out)}')
+    folder = _folder(a); beside = folder.parent/'accuracy.json'; acc = a.accuracy or (beside if beside.is_file() else None)
+    print(f"Written to {dashboard(folder, out=a.out, accuracy=acc)}{f', with the accuracy of {acc}' if acc else ''}")
 
 _VERBS = dict(run=_run, show=_show, compare=_compare, history=_history, check=_check, dashboard=_dashboard)
 

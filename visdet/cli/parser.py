@@ -242,6 +242,7 @@ def _bench_judge(add):
     p.add_argument('--threshold', type=real(.001), metavar='T', help="relative change that matters; the gate's own if left out"); _records(p); _files(p, 'markdown', 'junit')
     p = add('dashboard', 'one HTML page of all records', "Writes one file that needs no server and no network.", 'visdet bench dashboard --out dashboard.html')
     p.add_argument('--out', default='dashboard.html', metavar='FILE', help='the page (default dashboard.html)'); _records(p)
+    p.add_argument('--accuracy', metavar='FILE', help='JSON with the accuracy of components, for the scatter plot; accuracy.json beside the folder of records if left out')
 
 def _bench(add):
     p = add('bench', 'measure components, record, compare, guard', """
