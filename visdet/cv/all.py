@@ -8,3 +8,4 @@ from visdet.cv.roi import *
 from visdet.cv.masks import *
 from visdet.cv.image import *
 from visdet.cv.draw import *
+from visdet.cv.deform_attn import *
