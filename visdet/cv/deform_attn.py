@@ -183,7 +183,7 @@ def ms_deform_attn(
     return f(value, hw, locations, weights).to(value.dtype)
 
 # %% ../../nbs/cv/194_deform_attn.ipynb #97145b29
-def _bench_msda(device, q=300, h=320, w=480, bs=1, backend='torch'):
+def _bench_msda(device, q=300, h=320, w=480, bs=1, backend=None):
     "Deformable attention of 8 heads of 32 channels, 4 points on each of 4 levels; q=0: every cell is a query"
     g,hw = torch.Generator().manual_seed(0), [(-(-h//s), -(-w//s)) for s in (8,16,32,64)]
     s = sum(i*j for i,j in hw); q = q or s
@@ -196,5 +196,5 @@ def _bench_msda(device, q=300, h=320, w=480, bs=1, backend='torch'):
     return ms_deform_attn, (v, hw, l, a, backend)
 
 _big = [dict(q=300, h=800, w=1333, bs=2), dict(q=0, h=320, w=480)]
-bench_case('op', 'ms_deform_attn', _bench_msda, quick=[dict(q=100, h=160, w=224), *([dict(q=100, h=160, w=224, backend='kernels')] if not kernels_missing() else [])],
-           full=[dict(**o, backend=b) for o in _big for b in ('torch', *([] if kernels_missing() else ['kernels']))], modes=('forward', 'both'))
+bench_case('op', 'ms_deform_attn', _bench_msda, quick=[dict(q=100, h=160, w=224), dict(q=100, h=160, w=224, backend='torch')],
+           full=[*_big, *(dict(**o, backend='torch') for o in _big)], modes=('forward', 'both'))

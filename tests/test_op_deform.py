@@ -1,0 +1,158 @@
+"Deformable attention and deformable convolution: backends against the reference in float64, torchvision and finite differences"
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from op_tools import backends_of
+from visdet.core.basics import ConfigError
+from visdet.core.kernels import kernels_missing
+from visdet.core.testing import close
+from visdet.cv.deform_attn import ms_deform_attn
+
+KERNELS = pytest.mark.skipif(bool(kernels_missing()), reason=str(kernels_missing()))
+SIZES = [(5, 7), (3, 2), (1, 1)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
+def problem(d=8, q=7, h=2, b=2, p=3, sizes=SIZES, dtype=torch.float64, seed=0):
+    "Points inside, across and outside the edges"
+    g = torch.Generator().manual_seed(seed)
+
+    def rand(*s):
+        return torch.rand(*s, generator=g, dtype=torch.float64)
+
+    cells = sum(i * j for i, j in sizes)
+    return (rand(b, cells, h, d) - 0.5).to(dtype), (rand(b, q, h, len(sizes), p, 2) * 1.6 - 0.3).to(dtype), (rand(b, q, h, len(sizes), p) - 0.3).to(dtype)
+
+
+def value_and_grads(backend, xs, sizes=SIZES):
+    xs = [o.detach().clone().requires_grad_() for o in xs]
+    y = ms_deform_attn(xs[0], sizes, *xs[1:], backend=backend)
+    return [y, *torch.autograd.grad((y.double() * torch.arange(1.0, y.numel() + 1).view(y.shape).cos()).sum(), xs)]
+
+
+@pytest.mark.parametrize("backend", backends_of("ms_deform_attn"))
+@pytest.mark.parametrize("dtype,tol", [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("d", [1, 16, 32, 40])
+def test_attention_equals_reference(backend, dtype, tol, d):
+    xs = problem(d, dtype=dtype)
+    xs = [xs[0], xs[1].to(torch.promote_types(dtype, torch.float32)), xs[2]]
+    for got, want in zip(value_and_grads(backend, xs), value_and_grads("torch", [o.double() for o in xs])):
+        close(got, want, tol)
+    assert value_and_grads(backend, xs)[0].dtype == dtype
+
+
+@pytest.mark.parametrize("backend", backends_of("ms_deform_attn", but=("torch",)))
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4), st.integers(1, 20), st.integers(0, 4), st.integers(1, 3), st.integers(1, 5), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_attention_of_any_shape(backend, sizes, d, q, h, p, seed):
+    xs = problem(d, q, h, 1, p, sizes, seed=seed)
+    for got, want in zip(value_and_grads(backend, xs, sizes), value_and_grads("torch", xs, sizes)):
+        close(got, want, 1e-11)
+
+
+@pytest.mark.parametrize("backend", backends_of("ms_deform_attn"))
+def test_attention_gradcheck(backend):
+    xs = [o.requires_grad_() for o in problem(3, 2)]
+    assert torch.autograd.gradcheck(lambda v, l, w: ms_deform_attn(v, SIZES, l, w, backend=backend), xs)
+
+
+@pytest.mark.parametrize("backend", backends_of("ms_deform_attn"))
+@pytest.mark.parametrize("q,d,p", [(0, 8, 3), (7, 0, 3), (7, 8, 0)])
+def test_attention_of_nothing(backend, q, d, p):
+    got = value_and_grads(backend, problem(d, q, p=p))
+    assert got[0].shape == (2, q, 2 * d) and not any(o.any() for o in got)
+
+
+@pytest.mark.parametrize("backend", backends_of("ms_deform_attn"))
+def test_attention_far_outside_and_not_finite(backend):
+    v, loc, w = problem(16, dtype=torch.float32)
+    far = value_and_grads(backend, [v, loc * 1e30 + 5, w])
+    assert not far[0].any() and not far[1].any() and not far[2].any()
+    assert not value_and_grads(backend, [v, torch.full_like(loc, -3.0), w])[0].any()
+    for x in ("nan", "inf", "-inf"):
+        bad = loc.clone()
+        bad[1, 4, 1, 2, 0, 1] = float(x)
+        y = ms_deform_attn(v, SIZES, bad, w, backend=backend).view(2, 7, 2, 16)
+        assert y[1, 4, 1].isnan().all() and y.isnan().sum() == 16
+    broken = v.clone()
+    broken[:, 34] = float("nan")  # the last cell of the first level: points beside it stay clean
+    touch = ((loc[:, :, :, 0] * torch.tensor([7.0, 5.0]) - 0.5 - torch.tensor([6.0, 4.0])).abs() < 1).all(-1).any(-1)
+    assert torch.equal(ms_deform_attn(broken, SIZES, loc, w, backend=backend).view(2, 7, 2, 16).isnan().any(-1), touch)
+
+
+@pytest.mark.parametrize("backend", backends_of("ms_deform_attn"))
+def test_attention_takes_any_memory_layout(backend):
+    v, loc, w = problem(16)
+    want = ms_deform_attn(v, SIZES, loc, w, backend="torch")
+    odd = [v.transpose(1, 2).contiguous().transpose(1, 2), loc.flip(-1).flip(-1), w.transpose(0, 1).contiguous().transpose(0, 1)]
+    close(ms_deform_attn(odd[0], SIZES, *odd[1:], backend=backend), want, 1e-12)
+
+
+@KERNELS
+def test_attention_opcheck():
+    v, loc, w = (o.requires_grad_() for o in problem(16, dtype=torch.float32))
+    shapes = [o for hw in SIZES for o in hw]
+    torch.library.opcheck(torch.ops.visdet.ms_deform_attn, (v, shapes, loc, w))
+    args = (torch.ones(2, 7, 32), v.detach(), shapes, loc.detach(), w.detach())
+    torch.library.opcheck(torch.ops.visdet.ms_deform_attn_backward, args)
+
+
+@KERNELS
+def test_attention_gradient_is_the_same_with_any_number_of_threads():
+    xs = problem(40, 300, 3, dtype=torch.float32)
+    one = value_and_grads("kernels", xs)
+    torch.set_num_threads(2)
+    assert all(torch.equal(a, b) for a, b in zip(one, value_and_grads("kernels", xs)))
+
+
+@KERNELS
+def test_attention_kernel_refuses_what_does_not_fit():
+    v, loc, w = problem(dtype=torch.float32)
+    op, shapes = torch.ops.visdet.ms_deform_attn, [o for hw in SIZES for o in hw]
+    for args in [(v, shapes[:-2], loc, w), (v, shapes, loc[:1], w), (v, shapes, loc, w.double()), (v.half(), shapes, loc.half(), w.half()), (v.transpose(1, 2), shapes, loc, w)]:
+        with pytest.raises(RuntimeError):
+            op(*args)
+
+
+def test_attention_arguments():
+    v, loc, w = problem()
+    with pytest.raises(ConfigError, match="43 cells|42"):
+        ms_deform_attn(v, [(5, 7), (3, 2), (2, 1)], loc, w)
+    with pytest.raises(ConfigError, match="weights"):
+        ms_deform_attn(v, SIZES, loc, w[:, :3])
+
+
+TRITON = """
+    import torch
+    from test_op_deform import SIZES, problem, value_and_grads
+    from visdet.core.testing import close
+    for d, dtype, tol in ((3, torch.float64, 1e-12), (8, torch.float32, 2e-5), (4, torch.bfloat16, 2e-2)):
+        v, loc, w = problem(d, 2, dtype=dtype)
+        xs = [v, loc.to(torch.promote_types(dtype, torch.float32)), w]
+        for got, want in zip(value_and_grads('triton', xs), value_and_grads('torch', [o.double() for o in xs])): close(got, want, tol)
+    xs[1][1, 0, 1, 2, 0, 1] = float('nan')
+    bad = value_and_grads('triton', xs)[0].isnan().view(2, 2, 2, 4)
+    assert bad[1, 0, 1].all() and bad.sum() == 4
+    print('done')
+"""
+
+
+def test_attention_triton_in_the_interpreter():
+    pytest.importorskip("triton")
+    here = Path(__file__).parent
+    env = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]))
+    r = subprocess.run([sys.executable, "-c", textwrap.dedent(TRITON)], env=env, capture_output=True, text=True, timeout=240)
+    assert r.returncode == 0 and "done" in r.stdout, r.stderr[-3000:]
