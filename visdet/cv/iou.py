@@ -8,7 +8,9 @@ __all__ = ['box_iou']
 # %% ../../nbs/cv/110_iou.ipynb #d0bdf248
 import math, torch
 
+from ..core.backends import Op, use
 from ..core.basics import ConfigError, explain, unknown
+from ..core.kernels import kernels_missing, when_loaded
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import rand_boxes
@@ -48,25 +50,18 @@ def _ciou_gap(a, b, iou, union):
 
 # %% ../../nbs/cv/110_iou.ipynb #3f6c7c55
 _gaps = dict(iou=None, iof=None, giou=_giou_gap, diou=_diou_gap, ciou=_ciou_gap)
+_ious = Op('box_iou', default=lambda device, n: ['kernels', 'torch'])
 
-def _cols(o, name):
-    "Columns of `o` in float32 or float64, and their areas"
+def _wide(o, name):
+    "Boxes `o` in float32 or float64"
     if not isinstance(o, torch.Tensor) or o.ndim<1 or o.shape[-1]!=4:
         raise ConfigError(explain(f"box_iou needs tensors (...,4), {name} is {tuple(getattr(o, 'shape', ())) or type(o).__name__}"))
-    o = o if o.dtype in (torch.float32, torch.float64) else o.float()
-    return list(o.unbind(-1)), box_area(o)
+    return o if o.dtype in (torch.float32, torch.float64) else o.float()
 
-@register('op')
-def box_iou(
-    a:torch.Tensor, # Boxes (...,N,4), xyxy
-    b:torch.Tensor, # Boxes (...,M,4), xyxy, in the same unit
-    kind:str='iou', # 'iou' | 'iof' | 'giou' | 'diou' | 'ciou'
-    aligned:bool=False, # Compare row by row instead of every pair
-)->torch.Tensor: # (...,N,M), or (...,N) when aligned
-    "Overlap of boxes: every pair, or row by row"
-    if kind not in _gaps: raise ConfigError(unknown('kind of IoU', kind, _gaps))
-    (pa,sa),(pb,sb) = _cols(a, 'a'), _cols(b, 'b')
-    if aligned and a.shape[-2:]!=b.shape[-2:]: raise ConfigError(explain(f'aligned boxes must match row by row, the shapes are {tuple(a.shape)} and {tuple(b.shape)}'))
+@_ious.backend('torch')
+def _iou_torch(a, b, kind, aligned=False):
+    "Overlaps by whole tables, with gradients"
+    (pa,sa),(pb,sb) = (([*o.unbind(-1)], box_area(o)) for o in (a, b))
     if not aligned: pa,sa,pb,sb = [o.unsqueeze(-1) for o in pa], sa.unsqueeze(-1), [o.unsqueeze(-2) for o in pb], sb.unsqueeze(-2)
     inter = _inter(pa, pb)
     if kind=='iof': return inter/sa.clamp(min=_eps)
@@ -74,9 +69,41 @@ def box_iou(
     iou = inter/union.clamp(min=_eps)
     return iou-_gaps[kind](pa, pb, iou, union) if _gaps[kind] else iou
 
-# %% ../../nbs/cv/110_iou.ipynb #81b686ef
-def _bench(device, n=1000, m=100, kind='iou'):
-    "Overlap of n boxes with m boxes, every pair"
-    return box_iou, (*(rand_boxes(k, (800, 1216), i).to(device) for i,k in enumerate((n, m))), kind)
+# %% ../../nbs/cv/110_iou.ipynb #4444ce92
+@_ious.backend('kernels', missing=lambda device: kernels_missing(device) if device=='cpu' else 'written for CPUs')
+def _iou_kernels(a, b, kind):
+    "Overlaps of all pairs, a row at a time"
+    t = torch.promote_types(a.dtype, b.dtype)
+    a,b = a.detach().to(t), b.detach().to(t)
+    if a.ndim==b.ndim==2: return torch.ops.visdet.box_iou(a[None].contiguous(), b[None].contiguous(), list(_gaps).index(kind))[0]
+    lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a,b = (o.expand(*lead, *o.shape[-2:]) for o in (a, b))
+    flat = lambda o: o.reshape(lead.numel(), *o.shape[-2:]).contiguous()
+    return torch.ops.visdet.box_iou(flat(a), flat(b), list(_gaps).index(kind)).view(*lead, a.shape[-2], b.shape[-2])
 
-bench_case('op', 'box_iou', _bench, quick=[dict(n=5000, m=50, kind=k) for k in ('iou', 'giou')], full=[dict(n=180_000, m=50, kind=k) for k in ('iou', 'giou')])
+@when_loaded
+def _iou_fake(): torch.library.register_fake('visdet::box_iou', lambda a, b, kind: a.new_empty(a.shape[0], a.shape[1], b.shape[1]))
+
+# %% ../../nbs/cv/110_iou.ipynb #ba577ceb
+@register('op')
+def box_iou(
+    a:torch.Tensor, # Boxes (...,N,4), xyxy
+    b:torch.Tensor, # Boxes (...,M,4), xyxy, in the same unit
+    kind:str='iou', # 'iou' | 'iof' | 'giou' | 'diou' | 'ciou'
+    aligned:bool=False, # Compare row by row instead of every pair
+    backend:str=None, # 'torch' | 'kernels' (pairs, without a gradient); None takes the fastest that can do it
+)->torch.Tensor: # (...,N,M), or (...,N) when aligned
+    "Overlap of boxes: every pair, or row by row"
+    if kind not in _gaps: raise ConfigError(unknown('kind of IoU', kind, _gaps))
+    a,b = _wide(a, 'a'), _wide(b, 'b')
+    if aligned and a.shape[-2:]!=b.shape[-2:]: raise ConfigError(explain(f'aligned boxes must match row by row, the shapes are {tuple(a.shape)} and {tuple(b.shape)}'))
+    plain = aligned or min(a.ndim, b.ndim)<2 or torch.compiler.is_compiling() or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
+    if plain and backend=='kernels': raise ConfigError(explain('compiled overlaps are for pairs of boxes and have no gradient', where='box_iou', fix="Use backend='torch', or torch.no_grad()"))
+    return _iou_torch(a, b, kind, aligned) if plain else use(_ious, backend, a.device)(a, b, kind)
+
+# %% ../../nbs/cv/110_iou.ipynb #81b686ef
+def _bench(device, n=1000, m=100, kind='iou', backend=None):
+    "Overlap of n boxes with m boxes, every pair"
+    return box_iou, (*(rand_boxes(k, (800, 1216), i).to(device) for i,k in enumerate((n, m))), kind, False, backend)
+
+bench_case('op', 'box_iou', _bench, quick=[dict(n=5000, m=50, kind=k) for k in ('iou', 'giou')], full=[*(dict(n=180_000, m=50, kind=k) for k in ('iou', 'giou')), *(dict(n=n, m=m, kind='iou', backend='torch') for n,m in ((1000,1000), (100_000,50)))])

@@ -10,7 +10,9 @@ import math, torch, torch.nn.functional as F
 from torch import nn
 from torchvision.ops import roi_align as _tv_roi_align
 
-from ..core.basics import ConfigError, explain, unknown
+from ..core.backends import Op, pick
+from ..core.basics import ConfigError, explain
+from ..core.kernels import kernels_missing, when_loaded
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import maps, rand_boxes
@@ -29,6 +31,9 @@ def _axis(lo, length, bins, s, n):
     return torch.cat([low, (low+1).minimum(n-1)], -1).int(), torch.cat([(1-f)*seen, f*seen], -1)
 
 # %% ../../nbs/cv/150_roi.ipynb #0ee8b116
+_roi_default = lambda device, s: (['kernels', 'torch', 'torchvision'] if s!=0 else ['kernels', 'torchvision', 'torch']) if device=='cpu' else ['torchvision', 'kernels', 'torch']
+_roi = Op('roi_align', default=_roi_default) # The size that the choice depends on is `sampling_ratio`
+
 def _table(feats):
     "Cells of all maps as rows (N,C), and for each map the row of its first cell, its height and width (L,3)"
     rows = [o.permute(0,2,3,1).reshape(-1, o.shape[1]).contiguous() for o in feats]
@@ -57,6 +62,7 @@ def _points(b, bins, aligned):
     if not aligned: size = size.clamp(min=1)
     return (size.flip(-1)/torch.tensor(bins, device=b.device)).nan_to_num(1.).ceil().long()
 
+@_roi.backend('torch')
 def _roi_torch(feats, scales, lvl, rois, bins, s, aligned):
     "RoI Align by weighted rows on the maps `lvl` (R,), with a fixed number of points or an adaptive one, group by group"
     rows,at = _table(feats)
@@ -75,14 +81,51 @@ def _roi_torch(feats, scales, lvl, rois, bins, s, aligned):
 def _like(x, n, bins): return torch.empty((n, x.shape[1], *bins), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 # %% ../../nbs/cv/150_roi.ipynb #0825cbd1
-_roi_backends = ['torch','torchvision']
+def _none(feat, bins): return feat.new_zeros(0, feat.shape[1], *bins)+feat[:0].sum()
 
-def _roi_backend(name, device, s):
-    "The name of the backend to use for `s` points a side"
-    if name is not None and name not in _roi_backends: raise ConfigError(unknown('backend', name, _roi_backends))
-    return name or ('torch' if device.type=='cpu' and s else 'torchvision')
+def _one_torchvision(feat, rois, bins, scale, s, aligned):
+    "torchvision's kernel on one map, kept from inverted regions and NaN"
+    if not len(rois): return _none(feat, bins)
+    broken = rois.isnan().any(1)[:,None]
+    b = rois.masked_fill(broken, 0.)
+    if not s: b = torch.cat([b[:,:3], b[:,3:].maximum(b[:,1:3])], 1)
+    nan = torch.zeros_like(rois[:,:1]).masked_fill(broken, math.nan)
+    return _tv_roi_align(feat, b, bins, scale, s, aligned).add_(nan[:,:,None,None])
 
-def _check_rois(rois, size, s):
+@_roi.backend('torchvision')
+def _roi_torchvision(feats, scales, lvl, rois, bins, s, aligned):
+    "RoI Align map after map"
+    rois = rois.to(feats[0].dtype)
+    if len(feats)==1: return _one_torchvision(feats[0], rois, bins, scales[0], s, aligned)
+    lvl,order = lvl.sort(stable=True)
+    ns,out = torch.bincount(lvl, minlength=len(feats)).tolist(), _like(feats[0], len(rois), bins)
+    for f,c,r,o in zip(feats, scales, rois[order].split(ns), order.split(ns)): out.index_copy_(0, o, _one_torchvision(f, r, bins, c, s, aligned))
+    return out
+
+# %% ../../nbs/cv/150_roi.ipynb #c22e9d7d
+@_roi.backend('kernels', missing=kernels_missing)
+def _roi_kernels(feats, scales, lvl, rois, bins, s, aligned):
+    "RoI Align from all maps at once, channels last"
+    rows = [o.permute(0,2,3,1).contiguous() for o in feats]
+    rois = rois.to(rows[0].dtype).contiguous()
+    return torch.ops.visdet.roi_align(rows, lvl.contiguous(), rois, scales, list(bins), s, aligned).permute(0,3,1,2)
+
+@when_loaded
+def _roi_meta():
+    lib = torch.library
+    @lib.register_fake('visdet::roi_align')
+    def _fake(feats, level, rois, scales, bins, points, aligned): return feats[0].new_empty(rois.shape[0], *bins, feats[0].shape[3])
+    @lib.register_fake('visdet::roi_align_backward')
+    def _fake_back(grad, level, rois, sizes, scales, points, aligned): return [grad.new_empty(*sizes[i:i+3], grad.shape[3]) for i in range(0, len(sizes), 3)]
+    def keep(ctx, inputs, output):
+        feats,level,rois,ctx.scales,_,ctx.points,ctx.aligned = inputs
+        ctx.sizes = [n for o in feats for n in o.shape[:3]]
+        ctx.save_for_backward(level, rois)
+    def back(ctx, grad): return torch.ops.visdet.roi_align_backward(grad.contiguous(), *ctx.saved_tensors, ctx.sizes, ctx.scales, ctx.points, ctx.aligned), *(None,)*6
+    lib.register_autograd('visdet::roi_align', back, setup_context=keep)
+
+# %% ../../nbs/cv/150_roi.ipynb #12c965b5
+def _check_rois(rois, size, s=0):
     "Bins (h, w) for sound arguments, an error for others"
     if rois.ndim!=2 or rois.shape[1]!=5: raise ConfigError(explain(f'RoIs are rows (batch index, x1, y1, x2, y2), not {tuple(rois.shape)}', fix='Join boxes and batch index with `to_rois`'))
     bins = (size, size) if isinstance(size, int) else tuple(size)
@@ -91,13 +134,12 @@ def _check_rois(rois, size, s):
 
 def _wide(x): return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
-def _roi_torchvision(feat, rois, bins, scale, s, aligned):
-    "torchvision's kernel, kept from inverted regions and NaN"
-    broken = rois.isnan().any(1)[:,None]
-    b = rois.masked_fill(broken, 0.)
-    if not s: b = torch.cat([b[:,:3], b[:,3:].maximum(b[:,1:3])], 1)
-    nan = torch.zeros_like(rois[:,:1]).masked_fill(broken, math.nan)
-    return _tv_roi_align(feat, b, bins, scale, s, aligned).add_(nan[:,:,None,None])
+def _read(feats, scales, lvl, rois, size, s, aligned, backend):
+    "Features (R,C,h,w) of regions on the maps that `lvl(rois)` names"
+    bins,name = _check_rois(rois, size, s), pick(_roi, backend, rois.device, s)
+    if not len(rois): return sum(_none(o, bins) for o in feats)
+    if backend!='torch': rois = rois.detach()
+    return _roi.impls[name][0]([_wide(o) for o in feats], scales, lvl(rois), rois, bins, s, aligned).to(feats[0].dtype)
 
 @register('op')
 def roi_align(
@@ -107,27 +149,24 @@ def roi_align(
     scale:float=1., # Cells a pixel: one over the stride
     sampling_ratio:int=0, # Points a side of each bin; 0: as many as it has cells
     aligned:bool=True, # Subtract half a cell; torchvision's detectors use False
-    backend:str=None, # 'torch' | 'torchvision'; None takes the faster on the device
+    backend:str=None, # 'torch' (the only one with a gradient to `rois`) | 'torchvision' | 'kernels'; None takes the fastest
 )->torch.Tensor: # (R,C,h,w)
     "Average of bilinear readings in each bin of each region (RoI Align)"
-    bins,rois = _check_rois(rois, size, sampling_ratio), rois.detach()
-    if not len(rois): return feat.new_zeros(0, feat.shape[1], *bins)+feat[:0].sum()
-    x = _wide(feat)
-    if _roi_backend(backend, feat.device, sampling_ratio)=='torch':
-        return _roi_torch([x], [scale], torch.zeros_like(rois[:,0], dtype=torch.long), rois, bins, sampling_ratio, aligned).to(feat.dtype)
-    return _roi_torchvision(x, rois.to(x.dtype), bins, scale, sampling_ratio, aligned).to(feat.dtype)
+    return _read([feat], [float(scale)], lambda r: torch.zeros_like(r[:,0], dtype=torch.long), rois, size, int(sampling_ratio), aligned, backend)
 
 # %% ../../nbs/cv/150_roi.ipynb #664c7b21
 def _bench_rois(n, size, device):
     "Regions of one image (n,5)"
     return torch.cat([torch.zeros(n, 1), rand_boxes(n, size, min_side=8)], 1).to(device)
 
-def _bench_align(device, rois=64, channels=64, h=320, w=480, backend='torch'):
+_ways = [{}, dict(backend='torch'), dict(backend='torchvision')]
+
+def _bench_align(device, rois=64, channels=64, h=320, w=480, backend=None):
     "RoI Align of 7 x 7 bins from a map of stride 4"
     return roi_align, (*maps((h, w), (4,), channels, device=device), _bench_rois(rois, (h, w), device), 7, 1/4, 2, True, backend)
 
 _big = dict(rois=512, channels=256, h=800, w=1216)
-bench_case('op', 'roi_align', _bench_align, quick=[dict(rois=64, channels=64, backend=b) for b in _roi_backends], full=[dict(**_big, backend=b) for b in _roi_backends], modes=('forward', 'both'))
+bench_case('op', 'roi_align', _bench_align, quick=[dict(rois=64, channels=64, **b) for b in _ways], full=[dict(**_big, **b) for b in _ways], modes=('forward', 'both'))
 
 # %% ../../nbs/cv/150_roi.ipynb #14facc80
 def roi_levels(
@@ -160,7 +199,7 @@ class RoIPooler(nn.Module):
         aligned:bool=False, # Subtract half a cell; torchvision's detectors use False, MMDetection's True
         canonical:float=224, # Side of a region, pixels, that belongs to ...
         canonical_level:int=4, # ... the level of stride 2**canonical_level
-        backend:str=None, # 'torch' | 'torchvision'; None takes the faster on the device
+        backend:str=None, # 'torch' | 'torchvision' | 'kernels'; None takes the fastest
     ):
         super().__init__()
         self.strides,self.size,self.sampling_ratio,self.aligned = list(strides),size,sampling_ratio,aligned
@@ -175,21 +214,13 @@ class RoIPooler(nn.Module):
         rois:torch.Tensor, # (R,5): batch index, x1, y1, x2, y2 in pixels
     )->torch.Tensor: # (R,C,h,w), in the order of `rois`
         "Features of each region"
-        feats,rois = list(feats)[:len(self.strides)], rois.detach()
+        feats = list(feats)[:len(self.strides)]
         if len(feats)<len(self.strides): raise ConfigError(explain(f'{len(feats)} feature maps for the strides {self.strides}'))
-        backend,scales = _roi_backend(self.backend, rois.device, self.sampling_ratio), [1/o for o in self.strides]
-        one = lambda i, r: roi_align(feats[i], r, self.size, scales[i], self.sampling_ratio, self.aligned, backend)
-        if len(feats)==1 or not len(rois): return sum(one(i, rois) for i in range(len(feats)))
-        bins = _check_rois(rois, self.size, self.sampling_ratio)
-        if backend=='torch': return _roi_torch([_wide(o) for o in feats], scales, self.levels(rois), rois, bins, self.sampling_ratio, self.aligned).to(feats[0].dtype)
-        lvl,order = self.levels(rois).sort(stable=True)
-        ns,out = torch.bincount(lvl, minlength=len(feats)).tolist(), _like(feats[0], len(rois), bins)
-        for i,(r,o) in enumerate(zip(rois[order].split(ns), order.split(ns))): out.index_copy_(0, o, one(i, r))
-        return out
+        return _read(feats, [1/o for o in self.strides], self.levels, rois, self.size, self.sampling_ratio, self.aligned, self.backend)
 
 # %% ../../nbs/cv/150_roi.ipynb #ef42e170
-def _bench_pooler(device, rois=64, channels=64, h=320, w=480, backend='torch'):
+def _bench_pooler(device, rois=64, channels=64, h=320, w=480, backend=None):
     "Features of regions from four levels, 7 x 7 bins"
     return RoIPooler([4,8,16,32], 7, backend=backend), (maps((h, w), (4,8,16,32), channels, device=device), _bench_rois(rois, (h, w), device))
 
-bench_case('op', 'RoIPooler', _bench_pooler, quick=[dict(rois=64, channels=64, backend=b) for b in _roi_backends], full=[dict(**_big, backend=b) for b in _roi_backends], modes=('forward', 'both'))
+bench_case('op', 'RoIPooler', _bench_pooler, quick=[dict(rois=64, channels=64, **b) for b in _ways], full=[dict(**_big, **b) for b in _ways], modes=('forward', 'both'))
