@@ -9,76 +9,116 @@ __all__ = ['nms', 'batched_nms']
 import numpy as np, torch
 from torchvision.ops import nms as _nms_torchvision
 
-from ..core.basics import ConfigError, DataError, explain, unknown
+from ..core.backends import Op, use
+from ..core.basics import ConfigError, DataError, explain
 from ..core.cases import bench_case
+from ..core.kernels import kernels_missing, when_loaded
 from ..core.registry import register
 from ..core.testing import crowded_boxes
 from .iou import *
 
 # %% ../../nbs/cv/120_nms.ipynb #c941c565
-def _ready(boxes, scores, thr):
-    "Boxes and scores of at least float32 and of one type, once shapes, threshold and values are known to be sound"
-    if boxes.ndim!=2 or boxes.shape[-1]!=4 or scores.shape!=boxes.shape[:1]:
-        raise ConfigError(explain(f'suppression needs boxes (N,4) and scores (N,), not {tuple(boxes.shape)} and {tuple(scores.shape)}'))
+def _finite(boxes, scores):
+    "Raise if a coordinate is not finite or a score is NaN"
+    if (boxes.sum()+scores.sum()).isfinite(): return
+    bad = ~boxes.isfinite().all(-1)|scores.isnan()
+    if bad.any(): raise DataError(explain(f'{int(bad.sum())} of {len(bad)} boxes or scores are not finite', where='nms',
+        fix='The model has diverged: lower the learning rate, clip gradients, or drop such rows before suppression'))
+
+def _ready(boxes, scores, thr, labels=None, cols=4):
+    "Boxes and scores of at least float32, once shapes and threshold are known to be sound; int64 labels or None"
+    if boxes.ndim!=2 or boxes.shape[1]!=cols or scores.shape!=boxes.shape[:1]:
+        raise ConfigError(explain(f'suppression needs boxes (N,{cols}) and scores (N,), not {tuple(boxes.shape)} and {tuple(scores.shape)}'))
     if not 0<=thr<=1: raise ConfigError(explain(f'the IoU threshold must lie between 0 and 1, not {thr}'))
-    boxes = boxes if boxes.dtype in (torch.float32, torch.float64) else boxes.float()
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if not (boxes.sum()+scores.sum()).isfinite():
-        bad = ~boxes.isfinite().all(-1)|scores.isnan()
-        if bad.any(): raise DataError(explain(f'{int(bad.sum())} of {len(bad)} boxes or scores are not finite', where='nms',
-            fix='The model has diverged: lower the learning rate, clip gradients, or drop such rows before suppression'))
-    return boxes, scores
+    wide = lambda o: o.detach() if o.dtype in (torch.float32, torch.float64) else o.detach().float()
+    if labels is None: return wide(boxes), wide(scores), None
+    if labels.shape!=scores.shape or labels.is_floating_point():
+        raise ConfigError(explain(f'labels must be integers of shape {tuple(scores.shape)}, not {labels.dtype} {tuple(labels.shape)}'))
+    return wide(boxes), wide(scores), labels.long()
 
 # %% ../../nbs/cv/120_nms.ipynb #f40b9754
+def _over(a, b, thr):
+    "Which pairs of boxes, broadcast over all but the last axis, overlap by more than `thr`"
+    wh = (torch.minimum(a[...,2:], b[...,2:])-torch.maximum(a[...,:2], b[...,:2])).clamp(min=0)
+    area = lambda o: (o[...,2]-o[...,0])*(o[...,3]-o[...,1])
+    inter = wh[...,0]*wh[...,1]
+    return (inter/(area(a)+area(b)-inter)).double()>thr
+
+def _greedy(over):
+    "Which of the boxes, best first, survive, given which pairs overlap"
+    alive = torch.ones(len(over), dtype=torch.bool, device=over.device)
+    for i in range(len(over)):
+        if alive[i]: alive[i+1:] &= ~over[i,i+1:]
+    return alive
+
 def _nms_torch(boxes, scores, thr):
     "Greedy suppression, plainly: kept indices by falling score, ties by lower index"
-    order = scores.argsort(descending=True, stable=True)
-    over = box_iou(boxes[order], boxes[order]).double()>thr
-    alive = torch.ones_like(order, dtype=torch.bool)
-    for i in range(len(order)):
-        if alive[i]: alive[i+1:] &= ~over[i,i+1:]
-    return order[alive]
+    _finite(boxes, scores)
+    order = scores.argsort(descending=True, stable=True); b = boxes[order]
+    return order[_greedy(_over(b[:,None], b[None], thr))]
 
 # %% ../../nbs/cv/120_nms.ipynb #50d55872
-_backends = dict(torch=_nms_torch, torchvision=lambda boxes, scores, thr: _nms_torchvision(boxes, scores.to(boxes.dtype), thr))
+_order = lambda device, n: ['kernels', 'torchvision', 'torch'] if device=='cpu' else ['torchvision', 'torch']
+_nms,_batched = Op('nms', _order), Op('batched_nms', _order)
+_nms.backend('torch')(_nms_torch)
 
-def _backend(name):
-    "The suppression function called `name`; torchvision's for None"
-    if name is not None and name not in _backends: raise ConfigError(unknown('backend', name, _backends))
-    return _backends[name or 'torchvision']
+@_nms.backend('torchvision')
+def _nms_tv(boxes, scores, thr):
+    "torchvision's compiled suppression"
+    _finite(boxes, scores)
+    if scores.dtype==torch.float64!=boxes.dtype:
+        order = scores.argsort(descending=True, stable=True)
+        return order[_nms_torchvision(boxes[order], -torch.arange(len(order), device=boxes.device, dtype=torch.float64).to(boxes.dtype), thr)]
+    return _nms_torchvision(boxes, scores.to(boxes.dtype), thr)
 
 @register('op')
 def nms(
     boxes:torch.Tensor, # (N,4) xyxy, finite
     scores:torch.Tensor, # (N,), no NaN
     iou_thr:float=0.5, # A box overlapping a better one by more than this is dropped
-    backend:str=None, # 'torchvision' (default) | 'torch'
+    backend:str=None, # 'torch' | 'torchvision' | 'kernels'; None takes the fastest here
 )->torch.Tensor: # Indices kept (K,), int64, by falling score; ties by lower index
     "Greedy non-maximum suppression, all boxes against all"
-    boxes,scores = _ready(boxes.detach(), scores.detach(), iou_thr)
-    return _backend(backend)(boxes, scores, iou_thr)
+    boxes,scores,_ = _ready(boxes, scores, iou_thr)
+    return use(_nms, backend, boxes.device, len(boxes))(boxes, scores, iou_thr)
 
-# %% ../../nbs/cv/120_nms.ipynb #1afedb76
-def _bench_nms(device, n=1000, thr=.5, backend='torchvision'):
+# %% ../../nbs/cv/120_nms.ipynb #5c9e43be
+def _bench_nms(device, n=1000, thr=.5, backend=None):
     "Suppression among n boxes, ten to an object"
     return nms, (*(o.to(device) for o in crowded_boxes(n)), thr, backend)
 
-bench_case('op', 'nms', _bench_nms, quick=[dict(n=1000, backend=b) for b in _backends], full=[dict(n=5000, backend=b) for b in _backends])
+bench_case('op', 'nms', _bench_nms, quick=[dict(n=1000, backend=b) for b in ('torch','torchvision')]+[dict(n=1000)],
+           full=[*(dict(n=n, backend='torchvision') for n in (100,10_000)), *(dict(n=n) for n in (100,10_000,100_000))])
 
-# %% ../../nbs/cv/120_nms.ipynb #5c9e43be
+# %% ../../nbs/cv/120_nms.ipynb #96191b55
+def _classes(scores, labels):
+    "Rows by class and falling score, their places in the order of scores, and the size of each class"
+    order = scores.argsort(descending=True, stable=True)
+    by = labels[order].argsort(stable=True)
+    return order, by, labels[order[by]].unique_consecutive(return_counts=True)[1].tolist()
+
+def _by_class(f, boxes, scores, labels, thr, most):
+    "`f`, a suppression that returns indices, class by class"
+    _finite(boxes, scores)
+    if not len(boxes): return labels
+    order,by,counts = _classes(scores, labels)
+    o,start,kept = order[by],0,[]
+    for b,n in zip(boxes[o].split(counts), counts):
+        kept.append(f(b, torch.arange(n, 0, -1, device=b.device, dtype=b.dtype), thr)+start); start += n
+    alive = torch.zeros_like(order, dtype=torch.bool)
+    alive[by[torch.cat(kept)]] = True
+    return order[alive][:most]
+
+@_batched.backend('torch')
+def _batched_torch(boxes, scores, labels, thr, most): return _by_class(_nms_torch, boxes, scores, labels, thr, most)
+
+# %% ../../nbs/cv/120_nms.ipynb #15f985d5
 def _midway(thr):
     "The double `m` such that x > m exactly when float32(x) > thr"
     lo = np.float32(thr); lo = lo if float(lo)<=thr else np.nextafter(lo, np.float32(-1))
     return (float(lo)+float(np.nextafter(lo, np.float32(2))))/2
 
-def _apart(boxes, labels):
-    "Boxes in float64, each class moved to where no other class can reach"
-    boxes = boxes.double()
-    return boxes+(labels.double()*(boxes.max()-boxes.min()+1))[:,None]
-
-# %% ../../nbs/cv/120_nms.ipynb #96191b55
-_run = dict(cpu=256) # Boxes suppressed in one call, at least one whole class
-_run_gpu = 25_000
+_run = 25_000 # Boxes of whole classes suppressed in one call on a GPU, unless one class alone has more
 
 def _runs(counts, most):
     "Lengths of runs of whole classes, each of at most `most` boxes unless one class alone has more"
@@ -88,6 +128,26 @@ def _runs(counts, most):
         else: runs.append(c)
     return runs
 
+def _apart(boxes, scores, labels, thr, most):
+    "Suppression in runs of many classes, each class moved to where no other class can reach"
+    _finite(boxes, scores)
+    if not len(boxes): return labels
+    order,by,counts = _classes(scores, labels)
+    cls = torch.repeat_interleave(torch.arange(len(counts), device=boxes.device), torch.tensor(counts, device=boxes.device), output_size=len(boxes))
+    b,rank,runs = boxes[order[by]].double(), by.double().neg_(), _runs(counts, _run)
+    b,thr = b+(cls*(b.max()-b.min()+1))[:,None], thr if boxes.dtype==torch.float64 else _midway(thr)
+    kept,start = [],0
+    for bb,rr in zip(b.split(runs), rank.split(runs)): kept.append(_nms_torchvision(bb, rr, thr)+start); start += len(rr)
+    alive = torch.zeros_like(order, dtype=torch.bool)
+    alive[by[torch.cat(kept)]] = True
+    return order[alive][:most]
+
+@_batched.backend('torchvision')
+def _batched_tv(boxes, scores, labels, thr, most):
+    "torchvision's suppression: class by class on a CPU, all classes apart on a GPU"
+    return _by_class(_nms_torchvision, boxes, scores, labels, thr, most) if boxes.device.type=='cpu' else _apart(boxes, scores, labels, thr, most)
+
+# %% ../../nbs/cv/120_nms.ipynb #94270867
 @register('op')
 def batched_nms(
     boxes:torch.Tensor, # (N,4) xyxy, finite
@@ -95,29 +155,49 @@ def batched_nms(
     labels:torch.Tensor, # (N,) int64: only equal labels suppress one another; any integers
     iou_thr:float=0.5, # A box overlapping a better one of its class by more than this is dropped
     max_num:int=None, # Keep at most this many, the best ones
-    backend:str=None, # 'torchvision' (default) | 'torch'
+    backend:str=None, # 'torch' | 'torchvision' | 'kernels'; None takes the fastest here
 )->torch.Tensor: # Indices kept (K,), int64, by falling score; ties by lower index
     "Greedy non-maximum suppression within each class"
-    boxes,scores = _ready(boxes.detach(), scores.detach(), iou_thr)
-    if labels.shape!=scores.shape or labels.is_floating_point(): raise ConfigError(explain(f'labels must be integers of shape {tuple(scores.shape)}, not {labels.dtype} {tuple(labels.shape)}'))
-    if len(boxes)==0: return labels.new_zeros(0, dtype=torch.long)
-    f,thr = _backend(backend), iou_thr if boxes.dtype==torch.float64 else _midway(iou_thr)
-    order = scores.argsort(descending=True, stable=True)
-    by = labels[order].argsort(stable=True)
-    o = order[by]
-    _,cls,counts = labels[o].unique_consecutive(return_inverse=True, return_counts=True)
-    runs = _runs(counts.tolist(), _run.get(boxes.device.type, _run_gpu))
-    b,rank = _apart(boxes[o], cls), by.double().neg_()
-    kept,start = [],0
-    for bb,rr in zip(b.split(runs), rank.split(runs)): kept.append(f(bb, rr, thr)+start); start += len(rr)
+    boxes,scores,labels = _ready(boxes, scores, iou_thr, labels)
+    if max_num is not None and max_num<0: raise ConfigError(explain(f'max_num must not be negative, it is {max_num}'))
+    return use(_batched, backend, boxes.device, len(boxes))(boxes, scores, labels, iou_thr, max_num)
+
+# %% ../../nbs/cv/120_nms.ipynb #716b5920
+@when_loaded
+def _():
+    "What tracing needs to know of the kernels"
+    @torch.library.register_fake('visdet::nms')
+    def _(boxes, scores, labels, thr, most): return scores.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
+    @torch.library.register_fake('visdet::nms_sorted')
+    def _(boxes, labels, thr): return labels.new_empty(labels.shape, dtype=torch.bool)
+
+def _whole(boxes, scores, labels, thr, most):
+    "The kernel that does all at once"
+    try: return torch.ops.visdet.nms(boxes.contiguous(), scores.contiguous(), labels if labels is None else labels.contiguous(), thr, -1 if most is None else most)
+    except RuntimeError:
+        _finite(boxes, scores)
+        raise
+
+def _sorted(boxes, scores, labels, thr, most):
+    "The kernel for boxes that torch sorts"
+    _finite(boxes, scores)
+    if labels is None: labels = torch.zeros_like(scores, dtype=torch.long)
+    order = scores.argsort(descending=True, stable=True); by = labels[order].argsort(stable=True); o = order[by]
     alive = torch.zeros_like(order, dtype=torch.bool)
-    alive[by[torch.cat(kept)]] = True
-    return order[alive][:max_num]
+    alive[by] = torch.ops.visdet.nms_sorted(boxes[o], labels[o], thr)
+    return order[alive][:most]
+
+@_batched.backend('kernels', missing=kernels_missing)
+def _batched_kernel(boxes, scores, labels, thr, most): return (_whole if boxes.device.type=='cpu' else _sorted)(boxes, scores, labels, thr, most)
+
+@_nms.backend('kernels', missing=kernels_missing)
+def _nms_kernel(boxes, scores, thr): return _batched_kernel(boxes, scores, None, thr, None)
 
 # %% ../../nbs/cv/120_nms.ipynb #e1ee2304
-def _bench_batched(device, n=1000, classes=80, backend='torchvision'):
+def _bench_batched(device, n=1000, classes=80, backend=None):
     "Suppression within each of many classes, ten boxes to an object"
     lbl = torch.arange(n).div(10, rounding_mode='floor')%classes
     return batched_nms, (*(o.to(device) for o in crowded_boxes(n)), lbl.to(device), .5, None, backend)
 
-bench_case('op', 'batched_nms', _bench_batched, quick=[dict(n=1000, backend=b) for b in _backends], full=[*(dict(n=5000, backend=b) for b in _backends), dict(n=40_000, classes=40)])
+bench_case('op', 'batched_nms', _bench_batched, quick=[dict(n=1000, backend=b) for b in ('torch','torchvision')]+[dict(n=1000)],
+           full=[*(dict(n=n, backend='torchvision') for n in (100,10_000)), *(dict(n=n) for n in (100,10_000,100_000)), dict(n=40_000, classes=40)])
