@@ -10,10 +10,15 @@ from visdet.core.registry import register, entry
 from visdet.cv.boxes import box_area, convert_boxes, clip_boxes, scale_boxes, flip_boxes, shift_boxes, box_flaws
 from visdet.cv.iou import box_iou
 from visdet.cv.nms import nms, batched_nms
+from visdet.cv.soft import soft_nms, matrix_nms, fast_nms
+from visdet.cv.fusion import weighted_box_fusion, nms_match
+from visdet.cv.rotated import rotated_iou, rotated_nms
 from visdet.cv.priors import AnchorGenerator, PointGenerator
 from visdet.cv.coders import DeltaCoder, DistanceCoder
 from visdet.cv.roi import roi_align, roi_levels, RoIPooler
-from visdet.cv.masks import rle_encode, rle_decode, rle_area, rle_iou, rle_merge, rle_to_box, polygons_to_rle, mask_to_polygons, masks_to_boxes, paste_masks
+from visdet.cv.masks import rle_encode, rle_decode, rle_area, rle_iou, rle_merge, rle_to_box, polygons_to_rle, mask_to_polygons, masks_to_boxes
+from visdet.cv.paste import paste_masks, paste_rles
+from visdet.cv.components import connected_components
 from visdet.cv.image import read_image, image_size, resize_image, image_hash
 from visdet.cv.draw import class_colours, draw_objects, show_objects
 from visdet.data.targets import Targets, Sample, make_targets, collate

@@ -4,11 +4,16 @@ from visdet.cv.iou import *
 from visdet.cv.best_iou import *
 from visdet.cv.hungarian import *
 from visdet.cv.nms import *
+from visdet.cv.soft import *
+from visdet.cv.fusion import *
+from visdet.cv.rotated import *
 from visdet.cv.priors import *
 from visdet.cv.coders import *
 from visdet.cv.roi import *
 from visdet.cv.roi_pool import *
 from visdet.cv.masks import *
+from visdet.cv.paste import *
+from visdet.cv.components import *
 from visdet.cv.image import *
 from visdet.cv.draw import *
 from visdet.cv.deform_attn import *
