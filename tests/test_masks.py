@@ -9,8 +9,9 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from visdet.core.basics import DataError
-from visdet.cv.masks import (as_rle, crop_mask, flip_mask, mask_to_polygons, masks_to_boxes, paste_masks, paste_rles, polygons_to_rle, rasterise, rle_area, rle_decode,
+from visdet.cv.masks import (as_rle, crop_mask, flip_mask, mask_to_polygons, masks_to_boxes, polygons_to_rle, rasterise, rle_area, rle_decode,
                              rle_encode, rle_iou, rle_merge, rle_normal, rle_to_box, scale_mask)
+from visdet.cv.paste import paste_masks, paste_rles
 
 bitmaps = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda s: arrays(np.bool_, s))
 coord = st.floats(-30, 60, width=32)

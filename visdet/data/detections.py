@@ -14,7 +14,8 @@ import numpy as np, torch
 from ..core.basics import ConfigError, DataError, atomic_write, explain, need, unknown
 from ..cv.boxes import clip_boxes, convert_boxes, scale_boxes
 from ..cv.image import read_image
-from ..cv.masks import paste_masks, rle_encode
+from ..cv.masks import rle_encode
+from ..cv.paste import paste_masks
 from ..cv.draw import draw_objects, show_objects
 
 # %% ../../nbs/data/205_detections.ipynb #e5ad52cf

@@ -14,7 +14,8 @@ from ..core.basics import ConfigError, DataError, atomic_write, explain, progres
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import rand_boxes
-from ..cv.masks import paste_rles, rle_encode
+from ..cv.masks import rle_encode
+from ..cv.paste import paste_rles
 from ..data.detections import Detections
 from ..data.records import Records, same_vocab
 from .match import *
