@@ -17,3 +17,5 @@ from visdet.cv.components import *
 from visdet.cv.image import *
 from visdet.cv.draw import *
 from visdet.cv.deform_attn import *
+from visdet.cv.focal import *
+from visdet.cv.box_loss import *
