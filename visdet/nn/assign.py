@@ -11,21 +11,13 @@ from ..core.basics import ConfigError, unknown
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import rand_boxes
-from ..cv.iou import box_iou
+from ..cv.best_iou import _pieces, best_iou
 from ..cv.priors import AnchorGenerator, PointGenerator, octave_sizes
 
 # %% ../../nbs/nn/330_assign.ipynb #0b301d73
 BACKGROUND, IGNORED = -1, -2
 
 # %% ../../nbs/nn/330_assign.ipynb #efd6dcea
-_piece = dict(cpu=1<<18, cuda=1<<27) # Pairs to compare at a time
-
-def _pieces(n, pairs, device):
-    "Slices of `0..n`, so that a slice times `pairs` stays small for `device`"
-    k = max(256, _piece.get(device.type, 1<<24)//max(pairs, 1))
-    return [slice(i, min(i+k, n)) for i in range(0, n, k)]
-
-# %% ../../nbs/nn/330_assign.ipynb #ea7915cc
 @register('assigner')
 class MaxIoUAssigner:
     "Positive from an overlap of `pos`, background below `neg`, and the best priors of each object"
@@ -46,31 +38,9 @@ class MaxIoUAssigner:
         valid:torch.Tensor, # (B,M) bool
     )->torch.Tensor: # (B,N) int64
         "The object of each prior, -1 background, -2 ignored"
-        (B, M), N = valid.shape, priors.shape[-2]
-        if M == 0: return valid.new_full((B, N), BACKGROUND, dtype=torch.long)
-        cuts = _pieces(N, B*M, boxes.device)
-        overlap = lambda c: box_iou(boxes, priors[...,c,:]).masked_fill(~valid[...,None], -1.)
-        parts = [self._best(overlap(c)) for c in cuts]
-        best, arg = (torch.cat([p[i] for p in parts], 1) for i in (0, 1))
-        res = arg.masked_fill(best < self.pos, IGNORED).masked_fill(best < self.neg, BACKGROUND)
-        if self.low:
-            top = torch.stack([p[2] for p in parts]); want = top.amax(0)
-            ok = valid & (want >= self.min_pos) & (want > 0)
-            for c,t in zip(cuts, top):
-                if boxes.is_cuda or ((t == want) & ok).any(): self._low(res[:,c], arg[:,c], overlap(c), want, ok)
-        return res
-
-    def _best(self, iou):
-        "Best overlap and object of each prior, and best overlap of each object, in a piece"
-        b,a = iou.max(1)
-        return b, a, iou.amax(2)
-
-    def _low(self, res, arg, iou, want, ok):
-        "Give the best priors of each object their object, in place"
-        hit = (iou == want[...,None]) & ok[...,None]
-        rank = torch.arange(1, hit.shape[1]+1, device=iou.device)[:,None]
-        last = (hit*rank).amax(1)
-        res.copy_(torch.where(last > 0, arg if self.low == 'own' else last-1, res))
+        m = best_iou(priors, boxes, valid, self.min_pos if self.low else None)
+        res = m.index.masked_fill(m.iou < self.pos, IGNORED).masked_fill_(m.iou < self.neg, BACKGROUND)
+        return torch.where(m.claim >= 0, m.index if self.low == 'own' else m.claim, res) if self.low else res
 
 # %% ../../nbs/nn/330_assign.ipynb #d60d3715
 def _bench_boxes(bs, m, h, w, device): return rand_boxes(bs*m, (h, w), min_side=8).view(bs, m, 4).to(device), torch.ones(bs, m, dtype=torch.bool, device=device)
@@ -103,6 +73,7 @@ class PointAssigner:
         (B, M), N = valid.shape, len(points)
         if M == 0: return valid.new_full((B, N), BACKGROUND, dtype=torch.long)
         area = ((boxes[...,2]-boxes[...,0])*(boxes[...,3]-boxes[...,1])).masked_fill(~valid, torch.inf)[...,None]
+        # In pieces that stay in the processor's cache
         parts = [self._piece(points[c], strides[c], ranges[c], boxes, area) for c in _pieces(N, B*M, boxes.device)]
         return torch.cat(parts, 1)
 
