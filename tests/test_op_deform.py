@@ -3,16 +3,17 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings, strategies as st
 from op_tools import backends_of
 from visdet.core.basics import ConfigError
 from visdet.core.kernels import kernels_missing
 from visdet.core.testing import close
 from visdet.cv.deform_attn import ms_deform_attn
+from visdet.cv.deform_conv import deform_conv
 
 KERNELS = pytest.mark.skipif(bool(kernels_missing()), reason=str(kernels_missing()))
 SIZES = [(5, 7), (3, 2), (1, 1)]
@@ -137,14 +138,21 @@ def test_attention_arguments():
 
 TRITON = """
     import torch
-    from test_op_deform import SIZES, problem, value_and_grads
     from visdet.core.testing import close
+    from visdet.cv.deform_attn import ms_deform_attn
+    sizes = [(5, 7), (3, 2), (1, 1)]
+    def run(backend, xs):
+        xs = [o.detach().clone().requires_grad_() for o in xs]
+        y = ms_deform_attn(xs[0], sizes, *xs[1:], backend=backend)
+        return [y, *torch.autograd.grad((y.double()*torch.arange(1., y.numel()+1).view(y.shape).cos()).sum(), xs)]
+    g = torch.Generator().manual_seed(0)
     for d, dtype, tol in ((3, torch.float64, 1e-12), (8, torch.float32, 2e-5), (4, torch.bfloat16, 2e-2)):
-        v, loc, w = problem(d, 2, dtype=dtype)
-        xs = [v, loc.to(torch.promote_types(dtype, torch.float32)), w]
-        for got, want in zip(value_and_grads('triton', xs), value_and_grads('torch', [o.double() for o in xs])): close(got, want, tol)
+        wide = torch.promote_types(dtype, torch.float32)
+        xs = [torch.rand(2, 42, 2, d, generator=g)-.5, torch.rand(2, 2, 2, 3, 3, 2, generator=g)*1.6-.3, torch.rand(2, 2, 2, 3, 3, generator=g)-.3]
+        xs = [xs[0].to(dtype), xs[1].to(wide), xs[2].to(dtype)]
+        for got, want in zip(run('triton', xs), run('torch', [o.double() for o in xs])): close(got, want, tol)
     xs[1][1, 0, 1, 2, 0, 1] = float('nan')
-    bad = value_and_grads('triton', xs)[0].isnan().view(2, 2, 2, 4)
+    bad = run('triton', xs)[0].isnan().view(2, 2, 2, 4)
     assert bad[1, 0, 1].all() and bad.sum() == 4
     print('done')
 """
@@ -152,7 +160,109 @@ TRITON = """
 
 def test_attention_triton_in_the_interpreter():
     pytest.importorskip("triton")
-    here = Path(__file__).parent
-    env = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]))
-    r = subprocess.run([sys.executable, "-c", textwrap.dedent(TRITON)], env=env, capture_output=True, text=True, timeout=240)
+    env = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    r = subprocess.run([sys.executable, "-c", textwrap.dedent(TRITON)], env=env, capture_output=True, text=True, timeout=900)
     assert r.returncode == 0 and "done" in r.stdout, r.stderr[-3000:]
+
+
+def convolution(b=2, c=8, o=6, size=(7, 9), ks=(3, 3), s=1, p=1, d=1, groups=1, og=2, mask=True, dtype=torch.float64, seed=0):
+    "Arguments with offsets that reach far outside, and the sizes that belong to them"
+    g = torch.Generator().manual_seed(seed)
+
+    def rand(*n):
+        return torch.randn(*n, generator=g, dtype=torch.float64).to(dtype)
+
+    h, w = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k in zip(size, ks))
+    k = ks[0] * ks[1]
+    xs = [rand(b, c, *size), rand(b, og * 2 * k, h, w) * 2, rand(o, c // groups, *ks), rand(b, og * k, h, w).sigmoid() if mask else None, rand(o)]
+    return xs, dict(stride=s, padding=p, dilation=d, groups=groups)
+
+
+def conv_and_grads(f, xs, **kw):
+    xs = [o if o is None else o.detach().clone().requires_grad_() for o in xs]
+    y = f(*xs, **kw)
+    return [y, *torch.autograd.grad((y.double() * torch.arange(1.0, y.numel() + 1).view(y.shape).cos()).sum(), [o for o in xs if o is not None])]
+
+
+def oracle(x, offset, weight, mask, bias, stride, padding, dilation, groups):
+    return torchvision.ops.deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
+
+
+@pytest.mark.parametrize("backend", backends_of("deform_conv"))
+@pytest.mark.parametrize(
+    "kw",
+    [{}, dict(mask=False), dict(groups=2, og=4), dict(ks=(1, 3), s=2, p=2, d=3), dict(c=6, o=3, groups=3, og=2, mask=False), dict(c=144, o=5, og=1, groups=1), dict(c=70, o=4, groups=2, og=5), dict(b=1, size=(1, 1), og=1), dict(size=(40, 60), c=130, o=130, b=1, og=1)],
+)
+def test_convolution_equals_torchvision(backend, kw):
+    xs, geo = convolution(**kw)
+    for got, want in zip(conv_and_grads(deform_conv, xs, backend=backend, **geo), conv_and_grads(oracle, xs, **geo)):
+        close(got, want, 1e-10)
+
+
+@pytest.mark.parametrize("backend", backends_of("deform_conv"))
+@pytest.mark.parametrize("dtype,tol", [(torch.float32, 1e-4), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_convolution_in_fewer_bits(backend, dtype, tol):
+    xs, geo = convolution(dtype=dtype)
+    want = conv_and_grads(deform_conv, [o.double() for o in xs], backend="torch", **geo)
+    for got, ref in zip(conv_and_grads(deform_conv, xs, backend=backend, **geo), want):
+        close(got / ref.abs().max(), ref / ref.abs().max(), tol)
+
+
+@pytest.mark.parametrize("backend", backends_of("deform_conv", but=("torch",)))
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(0, 2), st.integers(1, 2), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.booleans(), st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_convolution_of_any_shape(backend, h, w, kh, kw, s, p, d, og, groups, mask, seed):
+    if min(h + 2 * p - d * (kh - 1), w + 2 * p - d * (kw - 1)) < 1:
+        return
+    xs, geo = convolution(1, 4, 2, (h, w), (kh, kw), s, p, d, groups, og, mask, seed=seed)
+    for got, want in zip(conv_and_grads(deform_conv, xs, backend=backend, **geo), conv_and_grads(deform_conv, xs, backend="torch", **geo)):
+        close(got, want, 1e-10)
+
+
+@pytest.mark.parametrize("backend", backends_of("deform_conv"))
+def test_convolution_gradcheck(backend):
+    xs, geo = convolution(1, 2, 2, (3, 4), og=1, seed=3)
+    assert torch.autograd.gradcheck(lambda *a: deform_conv(*a, backend=backend, **geo), [o.requires_grad_() for o in xs])
+
+
+@pytest.mark.parametrize("backend", backends_of("deform_conv"))
+def test_convolution_not_finite_and_empty(backend):
+    (x, off, w, m, b), geo = convolution(dtype=torch.float32, og=1)
+    bad = off.clone()
+    bad[1, 5, 2, 4] = float("nan")
+    for mask in (m, None):
+        y = deform_conv(x, bad, w, mask, b, backend=backend, **geo)
+        assert y.isnan().any(1).nonzero().tolist() == [[1, 2, 4]]
+    for far in (float("inf"), -float("inf"), 1e30, -1e30):
+        assert not deform_conv(x, torch.full_like(off, far), w, m, backend=backend, **geo).any()
+    y, *grads = conv_and_grads(deform_conv, [o[:0] if o.ndim == 4 and len(o) == 2 else o for o in (x, off, w, m, b)], backend=backend, **geo)
+    assert y.shape == (0, 6, 7, 9) and not any(o.any() for o in grads)
+
+
+@KERNELS
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_convolution_opcheck(with_mask):
+    (x, off, w, m, _), _ = convolution(dtype=torch.float32)
+    x, off, m = x.permute(0, 2, 3, 1).contiguous().requires_grad_(), off.requires_grad_(), m.requires_grad_() if with_mask else None
+    w = w.view(1, 6, 8, 9).transpose(2, 3).reshape(1, 6, 72).contiguous().requires_grad_()
+    geo = [3, 3, 1, 1, 1, 1, 1, 1]
+    torch.library.opcheck(torch.ops.visdet.deform_conv, (x, off, m, w, geo))
+    args = [o if o is None else o.detach() for o in (torch.ones(2, 7, 9, 6), x, off, m, w)]
+    torch.library.opcheck(torch.ops.visdet.deform_conv_backward, (*args, geo))
+
+
+@KERNELS
+def test_convolution_gradient_is_the_same_with_any_number_of_threads():
+    xs, geo = convolution(size=(12, 12), c=130, dtype=torch.float32)
+    one = conv_and_grads(deform_conv, xs, backend="kernels", **geo)
+    torch.set_num_threads(2)
+    two = conv_and_grads(deform_conv, xs, backend="kernels", **geo)
+    for a, b in zip(one, two):  # the matrix product may add up in another order
+        close(a / a.abs().max(), b / a.abs().max(), 1e-5)
+
+
+def test_convolution_arguments():
+    (x, off, w, m, b), geo = convolution()
+    for args, kw, said in [((x, off[:, :-2], w), {}, "offset"), ((x, off, w, m[:1]), {}, "mask"), ((x, off, w, m, b[:2]), {}, "bias"), ((x, off, w), dict(groups=3), "groups"), ((x, off, w), dict(stride=0), "positive")]:
+        with pytest.raises(ConfigError, match=said):
+            deform_conv(*args, **{**geo, **kw})

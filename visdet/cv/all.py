@@ -17,5 +17,6 @@ from visdet.cv.components import *
 from visdet.cv.image import *
 from visdet.cv.draw import *
 from visdet.cv.deform_attn import *
+from visdet.cv.deform_conv import *
 from visdet.cv.focal import *
 from visdet.cv.box_loss import *
