@@ -36,8 +36,9 @@ def _dconv_check(x, offset, weight, mask, bias, geo, groups):
 # %% ../../nbs/cv/196_deform_conv.ipynb #4008ff53
 def _near(z, n):
     "For places `z` along an axis of `n` cells: the cell before, counted from the frame, and the share of the next"
-    lo = z.detach().nan_to_num(0., n, -1.).floor().clamp(-1, n-1)
-    return lo.long()+1, (z-lo).clamp(0, 1)
+    z = z.masked_fill(z<-1, -1.).masked_fill(z>=n, n)
+    lo = z.detach().nan_to_num(0.).floor().clamp(max=n-1)
+    return lo.long()+1, z-lo
 
 def _places(offset, geo, ks):
     "Rows and columns (B,G,K,h,w) at which the taps of each output cell read"
