@@ -6,7 +6,8 @@ rule, repetition with new processes. The checkouts are small packages with four 
 packages are equal (a *slower* is a false alarm), in a third the second one does 10 % more work of the same kind, in a third 20 % more: a longer loop, not
 a sleep.
 
-    python benchmarks/gate_errors.py                       # 200 trials of each kind, about 20 minutes on two cores
+    python benchmarks/gate_errors.py                       # 200 trials of each kind: half an hour on two quiet cores
+    python benchmarks/gate_errors.py --planted 100         # 200 of equal code, 100 of each other kind
     python benchmarks/gate_errors.py --seconds 600         # as many as fit; run it again to go on where it stopped
     python benchmarks/gate_errors.py --merge a.json b.json --out c.json
 
@@ -112,7 +113,8 @@ def read(path, settings=None):
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--trials", type=int, default=200, help="of each kind: equal, 10 %%, 20 %% (default 200)")
+    p.add_argument("--trials", type=int, default=200, help="of equal code (default 200)")
+    p.add_argument("--planted", type=int, help="of code with 10 %% more work, and of code with 20 %%; as many as of equal code if left out")
     p.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time; run again to go on")
     p.add_argument("--out", type=Path, default=OUT)
     p.add_argument("--renew", type=int, default=15, help="start all processes anew after so many rounds of trials (default 15)")
@@ -129,18 +131,19 @@ def main(argv=None):
     trials, sittings = doc["trials"], doc["sittings"]
     sittings.append(dict(started=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), first=len(trials), environment=environment().model_dump(mode="json")))
     t0, count = time.time(), {k: sum(t["planted"] == k for t in trials) for k in PLANTED}
+    wanted = {k: a.trials if not k or a.planted is None else a.planted for k in PLANTED}
     with tempfile.TemporaryDirectory(prefix="visdet-gate-") as d:
         base = checkout(Path(d) / "base", PLANTED[0.0])
         others = {k: checkout(Path(d) / f"plus{k}", n) for k, n in PLANTED.items()}
         crews, n = {}, 0
         try:
-            while min(count.values()) < a.trials and time.time() - t0 < a.seconds:
+            while any(count[k] < wanted[k] for k in PLANTED) and time.time() - t0 < a.seconds:
                 if n % a.renew == 0:
                     for c in crews.values():
                         c.close()
                     crews = {k: Crew(base, o, threads=1, block_s=0.02) for k, o in others.items()}
                 for k in PLANTED:
-                    if count[k] < a.trials:
+                    if count[k] < wanted[k]:
                         trials.append(trial(crews[k], rule, k, WORKS[count[k] % len(WORKS)]))
                         count[k] += 1
                 n += 1
