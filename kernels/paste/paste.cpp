@@ -102,6 +102,10 @@ class Stretch {
   std::vector<float> left_, right_, out_;
 };
 
+void compare(const float* __restrict row, int64_t n, float thr, uint8_t* __restrict out) {
+  for (int64_t k = 0; k < n; ++k) out[k] = row[k] > thr;
+}
+
 // Checks the inputs, then calls each(i, place, stretch) for every mask that shows, in parallel.
 template <class F>
 void each_place(const Tensor& probs, const Tensor& boxes, int64_t h, int64_t w, F&& each) {
@@ -136,7 +140,7 @@ void paste_masks(Tensor out, const Tensor& probs, const Tensor& boxes, double th
       const float* row = s.row(y - p.t);
       const int64_t at = (i * h + y) * w + p.l, n = p.r - p.l;
       if (values) std::memcpy(f + at, row, n * sizeof(float));
-      else for (int64_t k = 0; k < n; ++k) o[at + k] = row[k] > above;
+      else compare(row, n, above, o + at);
     }
   });
 }
@@ -149,9 +153,7 @@ std::tuple<Tensor, Tensor> paste_rles(const Tensor& probs, const Tensor& boxes, 
   each_place(probs, boxes, h, w, [&](int64_t i, const Place& p, Stretch& s) {
     Scan scan(p.r - p.l);
     for (int64_t y = p.t; y < p.b; ++y) {
-      const float* row = s.row(y - p.t);
-      uint8_t* dst = scan.next();
-      for (int64_t k = 0; k < p.r - p.l; ++k) dst[k] = row[k] > above;
+      compare(s.row(y - p.t), p.r - p.l, above, scan.next());
       scan.row(static_cast<uint32_t>(y));
     }
     all[i] = scan.finish(p.l, static_cast<uint32_t>(p.b), h, w);

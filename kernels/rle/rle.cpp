@@ -34,12 +34,7 @@ std::tuple<Tensor, Tensor> rle_encode(const Tensor& masks) {
   torch::stable::parallel_for(0, n, 1, [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
       Scan scan(w);
-      for (int64_t y = 0; y < h; ++y) {
-        const uint8_t* src = m + (i * h + y) * w;
-        uint8_t* dst = scan.next();
-        for (int64_t x = 0; x < w; ++x) dst[x] = src[x] != 0;
-        scan.row(static_cast<uint32_t>(y));
-      }
+      for (int64_t y = 0; y < h; ++y) scan.row(m + (i * h + y) * w, static_cast<uint32_t>(y));
       write_runs(codes[i], scan.finish(0, static_cast<uint32_t>(h), h, w), end);
     }
   });

@@ -90,20 +90,24 @@ class Scan {
   void row(uint32_t y) {
     const uint8_t *now = next(), *above = rows_.data() + (turn_ ? 0 : padded(w_));
     for (int64_t x = 0; x < w_; x += 64) {
-      uint8_t any = 0;
-      for (int64_t k = x; k < x + 64; ++k) any |= now[k] ^ above[k];
+      uint64_t a[8], b[8], any = 0;
+      std::memcpy(a, now + x, 64), std::memcpy(b, above + x, 64);
+      for (int k = 0; k < 8; ++k) any |= a[k] ^= b[k];
       if (!any) continue;
-      for (int64_t k = x; k < x + 64; k += 8) {
-        uint64_t a, b;
-        std::memcpy(&a, now + k, 8), std::memcpy(&b, above + k, 8);
-        for (uint64_t d = a ^ b; d; d &= d - 1) {
-          const uint32_t col = static_cast<uint32_t>(k + (__builtin_ctzll(d) >> 3));
+      for (int k = 0; k < 8; ++k)
+        for (uint64_t d = a[k]; d; d &= d - 1) {
+          const uint32_t col = static_cast<uint32_t>(x + 8 * k + (__builtin_ctzll(d) >> 3));
           ++first_[col + 1];
           hits_.push_back({col, y});
         }
-      }
     }
     turn_ = !turn_;
+  }
+
+  void row(const uint8_t* __restrict src, uint32_t y) {  // a row of bytes: zero or anything else
+    uint8_t* __restrict dst = next();
+    for (int64_t x = 0, w = w_; x < w; ++x) dst[x] = src[x] != 0;
+    row(y);
   }
 
   // The toggles, once the rows from `top` to `bottom` are in, in an image of height h where the first column is `left`.

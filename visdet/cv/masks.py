@@ -56,7 +56,7 @@ def _encode_coco(a): return _coco.encode(np.asfortranarray(np.minimum(a, 1).tran
 
 @_encode.backend('kernels', missing=kernels_missing)
 def _encode_kernels(a):
-    a = np.ascontiguousarray(a); a = a if a.flags.writeable else a.copy()
+    a = np.ascontiguousarray(a); a = a if a.flags.writeable and min(a.strides) >= 0 else a.copy()
     return _unpack(*torch.ops.visdet.rle_encode(torch.from_numpy(a)), a.shape[1:])
 
 @register('op')
