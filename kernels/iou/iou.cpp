@@ -10,11 +10,17 @@ template <class T>
 struct Columns {
   std::vector<T> x1, y1, x2, y2, area, angle;
 
-  Columns(const T* b, int64_t n, bool angles) : x1(n), y1(n), x2(n), y2(n), area(n), angle(angles ? n : 0) {
+  Columns(const T* b, int64_t n, Kind kind) : x1(n), y1(n), x2(n), y2(n), area(n), angle(kind == kCiou ? n : 0) {
     for (int64_t i = 0; i < n; ++i, b += 4) {
-      x1[i] = b[0], y1[i] = b[1], x2[i] = b[2], y2[i] = b[3], area[i] = visdet::area(b);
-      if (angles) angle[i] = slope(b);
+      x1[i] = b[0], y1[i] = b[1], x2[i] = b[2], y2[i] = b[3];
+      area[i] = kind == kIof ? nan_or_zero(b) : visdet::area(b);
+      if (kind == kCiou) angle[i] = slope(b);
     }
+  }
+  // IoF needs no area of the second box, but must not overlook a NaN in it.
+  static T nan_or_zero(const T* b) {
+    const bool nan = b[0] != b[0] || b[1] != b[1] || b[2] != b[2] || b[3] != b[3];
+    return nan ? std::numeric_limits<T>::quiet_NaN() : T(0);
   }
   static T slope(const T* b) { return std::atan((b[2] - b[0]) / std::max(b[3] - b[1], T(kTiny))); }
 };
@@ -26,7 +32,7 @@ void one_row(const T* a, const Columns<T>& b, int64_t m, T* __restrict out) {
   for (int64_t j = 0; j < m; ++j) {
     const T inter = side(ay1, ay2, y1[j], y2[j]) * side(ax1, ax2, x1[j], x2[j]);
     const T all = (aa + ba[j]) - inter;
-    const T below = kind != kIof ? all : ba[j] == ba[j] ? aa : ba[j];  // a NaN of either box stays
+    const T below = kind == kIof ? aa + ba[j] : all;
     T v = inter / std::max(below, T(kTiny));
     if constexpr (kind == kGiou || kind == kDiou || kind == kCiou) {
       const T iou = v, w = std::max(ax2, x2[j]) - std::min(ax1, x1[j]), h = std::max(ay2, y2[j]) - std::min(ay1, y1[j]);
@@ -49,7 +55,7 @@ void one_row(const T* a, const Columns<T>& b, int64_t m, T* __restrict out) {
 template <class T, Kind kind>
 void all_rows(const T* a, const T* b, int64_t images, int64_t n, int64_t m, T* out) {
   for (int64_t i = 0; i < images; ++i) {
-    const Columns<T> cols(b + i * m * 4, m, kind == kCiou);
+    const Columns<T> cols(b + i * m * 4, m, kind);
     torch::stable::parallel_for(0, n, std::max<int64_t>(1, 32768 / (m + 1)), [&](int64_t from, int64_t to) {
       for (int64_t r = from; r < to; ++r) one_row<T, kind>(a + (i * n + r) * 4, cols, m, out + (i * n + r) * m);
     });

@@ -73,8 +73,7 @@ def _iou_torch(a, b, kind, aligned=False):
 @_ious.backend('kernels', missing=lambda device: kernels_missing(device) if device=='cpu' else 'written for CPUs')
 def _iou_kernels(a, b, kind):
     "Overlaps of all pairs, a row at a time"
-    t = torch.promote_types(a.dtype, b.dtype)
-    a,b = a.detach().to(t), b.detach().to(t)
+    a,b = a.detach(), b.detach()
     if a.ndim==b.ndim==2: return torch.ops.visdet.box_iou(a[None].contiguous(), b[None].contiguous(), list(_gaps).index(kind))[0]
     lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a,b = (o.expand(*lead, *o.shape[-2:]) for o in (a, b))
@@ -96,6 +95,7 @@ def box_iou(
     "Overlap of boxes: every pair, or row by row"
     if kind not in _gaps: raise ConfigError(unknown('kind of IoU', kind, _gaps))
     a,b = _wide(a, 'a'), _wide(b, 'b')
+    if a.dtype!=b.dtype: a,b = a.double(), b.double()
     if aligned and a.shape[-2:]!=b.shape[-2:]: raise ConfigError(explain(f'aligned boxes must match row by row, the shapes are {tuple(a.shape)} and {tuple(b.shape)}'))
     plain = aligned or min(a.ndim, b.ndim)<2 or torch.compiler.is_compiling() or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
     if plain and backend=='kernels': raise ConfigError(explain('compiled overlaps are for pairs of boxes and have no gradient', where='box_iou', fix="Use backend='torch', or torch.no_grad()"))
