@@ -306,7 +306,7 @@ def test_fusion_edges(backend):
     assert p.dtype == torch.float16
     one = weighted_box_fusion([torch.cat(b)], [torch.cat(s)], [torch.cat(l)], iou_thr=1.0, backend=backend)
     assert len(one[0]) == 50
-    empty = weighted_box_fusion([b[0], b[0][:0]], [s[0], s[0][:0]], [l[0], NIL], backend=backend)
+    empty = weighted_box_fusion([b[0], b[0][:0]], [s[0], s[0][:0]], [l[0], NIL], cap=False, backend=backend)
     alone = weighted_box_fusion([b[0]], [s[0]], [l[0]], cap=False, backend=backend)
     close(empty[1], alone[1] / 2, 1e-6)
     with pytest.raises(DataError):
@@ -352,7 +352,8 @@ def clipped(a, b):
         cut = []
         for i, (p, q) in enumerate(zip(a, a[1:] + a[:1])):
             s, t = side[i], side[(i + 1) % len(a)]
-            cut += [p] * (s >= 0) + [tuple(u + (v - u) * s / (s - t) for u, v in zip(p, q))] * (s * t < 0)
+            cut += [p] if s >= 0 else []
+            cut += [tuple(u + (v - u) * s / (s - t) for u, v in zip(p, q))] if s * t < 0 else []
         a = cut
     return abs(sum(p[0] * q[1] - q[0] * p[1] for p, q in zip(a, a[1:] + a[:1]))) / 2
 
@@ -374,6 +375,7 @@ def turned(n, seed, kind="plain"):
 def test_rotated_iou(backend, kind):
     a, b = turned(23, 0, kind), turned(18, 1, kind)
     inter = torch.tensor([[clipped(p.tolist(), q.tolist()) for q in corners(b)] for p in corners(a)], dtype=torch.float64)
+    inter = inter * (kind != "flat")  # a rounding error in the oracle, divided by no area
     one, two = a[:, 2] * a[:, 3], b[:, 2] * b[:, 3]
     for dt, tol in ((torch.float64, 1e-11), (torch.float32, 2e-5 if kind == "thin" else 3e-6), (torch.float16, 0.2)):
         x, y = a.to(dt), b.to(dt)
@@ -404,7 +406,7 @@ def test_rotated_iou_nearly_equal(backend):
     close(rotated_iou((c + far).float(), (d + far).float(), True, backend=backend), rotated_iou(c, d, True), 1e-5)
     geometry = pytest.importorskip("shapely.geometry", reason="Shapely is not installed")
     p, q = ([geometry.Polygon(o.tolist()) for o in corners(v)] for v in (c, d))
-    close(rotated_iou(c, d, True, backend=backend), [i.intersection(j).area / i.union(j).area for i, j in zip(p, q)], 1e-9)
+    close(rotated_iou(c, d, True, backend=backend), np.array([i.intersection(j).area / i.union(j).area for i, j in zip(p, q)]), 1e-9)
 
 
 @pytest.mark.parametrize("backend", backends_of("rotated_iou"))

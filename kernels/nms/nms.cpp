@@ -28,8 +28,11 @@ struct Kept {
     T inter[kBlock];
     for (int64_t s = 0; s * kBlock < n; ++s) {
       if (!blocks[s].meet(b, inter)) continue;
-      int any = 0;
-      for (int64_t k = 0; k < kBlock; ++k) any |= inter[k] / (blocks[s].area[k] + a - inter[k]) > thr;
+      int32_t any = 0;
+      LANES for (int64_t k = 0; k < kBlock; ++k) {
+        const int32_t over = inter[k] / (blocks[s].area[k] + a - inter[k]) > thr;
+        any |= over;
+      }
       if (any) return true;
     }
     return false;

@@ -59,7 +59,7 @@ struct alignas(64) Rotated {
 
   void overlaps(const T* a, bool iof, T* out) const {
     const T one = a[2] * a[3], floor = T(1e-9);
-    for (int64_t k = 0; k < kBlock; ++k) {
+    LANES for (int64_t k = 0; k < kBlock; ++k) {
       const T inter = common(a, v[0][k], v[1][k], v[2][k], v[3][k], v[4][k], v[5][k]);
       const T union_ = one + v[2][k] * v[3][k] - inter;
       out[k] = inter / std::max(iof ? one : union_, floor);
@@ -69,10 +69,11 @@ struct alignas(64) Rotated {
   // Could any circle around a box meet that around `a`?
   bool near(const T* a) const {
     const T r = (a[2] + a[3]) * T(0.5005);
-    int any = 0;
-    for (int64_t k = 0; k < kBlock; ++k) {
+    int32_t any = 0;
+    LANES for (int64_t k = 0; k < kBlock; ++k) {
       const T reach = r + (v[2][k] + v[3][k]) * T(0.5005);
-      any |= (std::abs(v[0][k] - a[0]) <= reach) & (std::abs(v[1][k] - a[1]) <= reach);
+      const int32_t hit = (std::abs(v[0][k] - a[0]) <= reach) & (std::abs(v[1][k] - a[1]) <= reach);
+      any |= hit;
     }
     return any;
   }
@@ -132,11 +133,14 @@ Tensor rotated_nms(const Tensor& boxes, const Tensor& scores, const std::optiona
         int64_t n = 0;
         for (int64_t k = g.start[i]; k < g.start[i + 1]; ++k) {
           const T* a = b + kCols * g.rows[k];
-          int any = 0;
+          int32_t any = 0;
           for (size_t s = 0; s < kept.size() && !any; ++s) {
             if (!kept[s].near(a)) continue;
             kept[s].overlaps(a, false, iou);
-            for (int64_t l = 0; l < kBlock; ++l) any |= iou[l] > t;
+            LANES for (int64_t l = 0; l < kBlock; ++l) {
+              const int32_t over = iou[l] > t;
+              any |= over;
+            }
           }
           if (any) continue;
           keep[g.rows[k]] = 1;

@@ -2,23 +2,30 @@
 //
 // Candidates of a class lie in blocks of sixteen neighbours. A block knows the rectangle around its boxes and its best
 // score. A box that is taken therefore reads two short tables, one to find the blocks it may touch and one to find the next
-// best, and recomputes a handful of blocks; all others are as they were.
+// best, and recomputes a handful of blocks; all others are as they were. When half of the boxes are gone the rest move up.
 #include "../groups.h"
+
+#include <bit>
+
+#include "../vecmath.h"
 
 namespace visdet {
 
 struct Rule {
-  bool gaussian;
   double thr, sigma, min_score;
 };
 
 template <class T>
 struct Pool {
   std::vector<Block<T>> blocks;
-  std::vector<T> score, best, x1, y1, x2, y2; // by candidate; by block
-  std::vector<int32_t> row, best_row;
-  int64_t n = 0;
+  using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  std::vector<T> score;  // by candidate
+  std::vector<int32_t> row;
+  std::vector<T> x1, y1, x2, y2;  // by block
+  std::vector<Bits> best;
+  int64_t n = 0, alive = 0;
   static constexpr T kDead = -std::numeric_limits<T>::infinity();
+  static constexpr Bits kNone = std::bit_cast<Bits>(kDead);
 
   // Rows of a class, neighbours together: cells of a grid, walked row by row
   static void by_place(const T* boxes, std::vector<int32_t>& rows) {
@@ -32,7 +39,7 @@ struct Pool {
       const double per = hi > lo ? side / (hi - lo) : 0;
       for (int64_t i = 0; i < n; ++i) {
         const double c = (centre(rows[i]) - lo) * per;
-        key[i].first = key[i].first * side + (c > 0 ? std::min<int64_t>(std::min<double>(c, side - 1), side - 1) : 0);
+        key[i].first = key[i].first * side + static_cast<int64_t>(c > 0 ? std::min<double>(c, side - 1) : 0);
         key[i].second = rows[i];
       }
     }
@@ -40,81 +47,102 @@ struct Pool {
     for (int64_t i = 0; i < n; ++i) rows[i] = key[i].second;
   }
 
-  Pool(const T* boxes, const T* scores, const std::vector<int32_t>& rows) {
-    n = (rows.size() + kBlock - 1) / kBlock;
+  Pool(const T* boxes, const std::vector<int32_t>& rows, const std::vector<T>& scores) { fill(boxes, rows, scores); }
+
+  void fill(const T* boxes, const std::vector<int32_t>& rows, const std::vector<T>& scores) {
+    alive = rows.size(), n = (alive + kBlock - 1) / kBlock;
     const int64_t padded = (n + kBlock - 1) / kBlock * kBlock;
     const T far = std::numeric_limits<T>::max();
-    blocks.resize(n), score.assign(n * kBlock, kDead), row.assign(n * kBlock, 0);
-    best.assign(padded, kDead), best_row.assign(padded, 0);
+    blocks.assign(n, Block<T>()), score.assign(n * kBlock, kDead), row.assign(n * kBlock, 0);
+    best.assign(padded, kNone);
     x1.assign(padded, far), y1.assign(padded, far), x2.assign(padded, -far), y2.assign(padded, -far);
-    for (size_t i = 0; i < rows.size(); ++i) {
+    for (int64_t i = 0; i < alive; ++i) {
       const T* b = boxes + 4 * rows[i];
       const int64_t s = i / kBlock;
       blocks[s].set(i % kBlock, b);
-      score[i] = scores[rows[i]], row[i] = rows[i];
+      score[i] = scores[i] + T(0), row[i] = rows[i];
       x1[s] = std::min(x1[s], b[0]), y1[s] = std::min(y1[s], b[1]);
       x2[s] = std::max(x2[s], b[2]), y2[s] = std::max(y2[s], b[3]);
     }
     for (int64_t s = 0; s < n; ++s) refresh(s);
   }
 
-  // The best of a block, ties to the lower row
-  void refresh(int64_t s) {
-    T m = kDead;
-    int32_t r = 0;
-    for (int64_t k = s * kBlock; k < (s + 1) * kBlock; ++k)
-      if (score[k] > m || (score[k] == m && row[k] < r)) m = score[k], r = row[k];
-    best[s] = m, best_row[s] = r;
+  // Leave out the dead; neighbours stay neighbours.
+  void compact(const T* boxes) {
+    std::vector<int32_t> rows;
+    std::vector<T> scores;
+    for (size_t i = 0; i < score.size(); ++i)
+      if (score[i] != kDead) rows.push_back(row[i]), scores.push_back(score[i]);
+    fill(boxes, rows, scores);
   }
 
-  // The block that holds the best of all, ties to the lower row
+  // The best of a block; a block without any is out of reach. Scores are not negative, so their bits sort as they do.
+  void refresh(int64_t s) {
+    const T* sc = &score[s * kBlock];
+    Bits m = kNone;
+    LANES for (int64_t k = 0; k < kBlock; ++k) m = std::max(m, std::bit_cast<Bits>(sc[k]));
+    best[s] = m;
+    if (m == kNone) x1[s] = std::numeric_limits<T>::max(), x2[s] = -x1[s];
+  }
+
+  // The place of the best of all, ties to the lower row; -1 if none is left
   int64_t top() const {
-    T m[kBlock], all = kDead;
-    std::fill(m, m + kBlock, kDead);
-    for (size_t s = 0; s < best.size(); s += kBlock)
-      for (int64_t k = 0; k < kBlock; ++k) m[k] = best[s + k] > m[k] ? best[s + k] : m[k];
-    for (T o : m) all = std::max(all, o);
-    if (all == kDead) return -1;
+    Bits all = kNone;
+    for (Bits o : best) all = std::max(all, o);
+    if (all == kNone) return -1;
     int64_t at = -1;
-    for (int64_t s = 0; s < n; ++s)
-      if (best[s] == all && (at < 0 || best_row[s] < best_row[at])) at = s;
+    for (size_t p = 0; p < best.size(); p += kBlock) {
+      Bits any = 0;
+      LANES for (int64_t k = 0; k < kBlock; ++k) any |= best[p + k] == all ? Bits(1) : Bits(0);
+      for (size_t s = p; any && s < p + kBlock; ++s)
+        for (size_t k = s * kBlock; best[s] == all && k < (s + 1) * kBlock; ++k)
+          if (std::bit_cast<Bits>(score[k]) == all && (at < 0 || row[k] < row[at])) at = k;
+    }
     return at;
   }
 
-  void lower(int64_t s, const T* b, T area, const Rule& rule, T thr) {
-    T inter[kBlock], *sc = &score[s * kBlock];
+  template <bool gaussian>
+  void lower(int64_t s, const T* b, T area, T sigma, T thr, T low) {
+    T inter[kBlock], factor[kBlock], *sc = &score[s * kBlock];
     if (!blocks[s].meet(b, inter)) return;
-    const T sigma = static_cast<T>(rule.sigma), low = static_cast<T>(rule.min_score);
-    for (int64_t k = 0; k < kBlock; ++k) {
-      if (!(inter[k] > 0) || sc[k] == kDead) continue;
-      const T iou = inter[k] / (area + blocks[s].area[k] - inter[k]);
-      if (rule.gaussian) sc[k] *= std::exp(-(iou * iou) / sigma);
-      else if (iou > thr) sc[k] *= 1 - iou;
-      if (sc[k] < low) sc[k] = kDead;
+    const T* other = blocks[s].area;
+    LANES for (int64_t k = 0; k < kBlock; ++k) {
+      T iou = inter[k] / (area + other[k] - inter[k]);
+      iou = iou >= 0 ? iou : T(0);  // nothing shared, or too large to be measured
+      if constexpr (gaussian) factor[k] = vec::exp_neg(iou * iou / sigma);
+      else factor[k] = iou > thr ? 1 - iou : T(1);
     }
+    int32_t lost = 0;
+    LANES for (int64_t k = 0; k < kBlock; ++k) {
+      const T now = sc[k] * factor[k];  // NaN where the dead meet a factor of zero
+      const T left = now >= low ? now : kDead;
+      const int32_t dead = left == kDead, before = sc[k] == kDead;
+      lost += dead - before;
+      sc[k] = left;
+    }
+    alive -= lost;
     refresh(s);
   }
 
-  template <class F>
+  template <bool gaussian, class F>
   void run(const T* boxes, const Rule& rule, int64_t most, F&& take) {
-    const T thr = not_above<T>(rule.thr);
+    const T thr = not_above<T>(rule.thr), sigma = static_cast<T>(rule.sigma), low = static_cast<T>(rule.min_score);
     int32_t hit[kBlock];
-    for (int64_t s; most != 0 && (s = top()) >= 0; --most) {
-      const T* b = boxes + 4 * best_row[s];
-      take(best_row[s], best[s]);
-      for (int64_t k = s * kBlock; k < (s + 1) * kBlock; ++k)
-        if (row[k] == best_row[s]) score[k] = kDead;
-      refresh(s);
+    for (int64_t at; most != 0 && (at = top()) >= 0; --most) {
+      const T* b = boxes + 4 * row[at];
+      take(row[at], score[at]);
+      score[at] = kDead, --alive, refresh(at / kBlock);
       const T area = (b[2] - b[0]) * (b[3] - b[1]);
       for (int64_t p = 0; p < n; p += kBlock) {
         int32_t any = 0;
-        for (int64_t k = 0; k < kBlock; ++k) {
+        LANES for (int64_t k = 0; k < kBlock; ++k) {
           hit[k] = (x1[p + k] < b[2]) & (x2[p + k] > b[0]) & (y1[p + k] < b[3]) & (y2[p + k] > b[1]);
           any |= hit[k];
         }
         for (int64_t k = 0; any && k < kBlock; ++k)
-          if (hit[k]) lower(p + k, b, area, rule, thr);
+          if (hit[k]) lower<gaussian>(p + k, b, area, sigma, thr, low);
       }
+      if (n > 4 && 2 * alive < n * kBlock) compact(boxes);
     }
   }
 };
@@ -123,7 +151,7 @@ struct Pool {
 std::tuple<Tensor, Tensor> soft_nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& labels,
                                     bool gaussian, double thr, double sigma, double min_score, int64_t most) {
   check_rows(boxes, scores, labels), check_type(scores, boxes.scalar_type(), "scores");
-  const Rule rule{gaussian, thr, sigma, min_score};
+  const Rule rule{thr, sigma, min_score};
   std::vector<int32_t> kept;
   Tensor out = torch::stable::empty({0}, boxes.scalar_type());
   float_or_double(boxes, "boxes", [&](auto zero) {
@@ -136,7 +164,12 @@ std::tuple<Tensor, Tensor> soft_nms(const Tensor& boxes, const Tensor& scores, c
         std::vector<int32_t> rows;
         for (int64_t k = g.start[i]; k < g.start[i + 1] && s[g.rows[k]] >= static_cast<T>(min_score); ++k) rows.push_back(g.rows[k]);
         Pool<T>::by_place(b, rows);
-        Pool<T>(b, s, rows).run(b, rule, most, [&](int32_t row, T score) { now[row] = score; });
+        std::vector<T> scores;
+        for (int32_t row : rows) scores.push_back(s[row]);
+        Pool<T> pool(b, rows, scores);
+        auto take = [&](int32_t row, T score) { now[row] = score; };
+        if (gaussian) pool.template run<true>(b, rule, most, take);
+        else pool.template run<false>(b, rule, most, take);
       }
     });
     for (int32_t row : by_score(now.data(), now.size())) {

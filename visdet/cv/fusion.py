@@ -81,6 +81,7 @@ def _one_list(boxes, scores, labels, weights):
     cat = lambda os: torch.cat([o.detach().double() for o in os])
     return cat(boxes), cat(scores), torch.cat([o.long() for o in labels]), model
 
+# %% ../../nbs/cv/124_fusion.ipynb #a4bcaf95
 @register('op')
 def weighted_box_fusion(
     boxes:list, # For each model (Ni,4) xyxy, finite

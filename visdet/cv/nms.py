@@ -128,6 +128,7 @@ def _runs(counts, most):
         else: runs.append(c)
     return runs
 
+# %% ../../nbs/cv/120_nms.ipynb #9ea9c2ef
 def _apart(boxes, scores, labels, thr, most):
     "Suppression in runs of many classes, each class moved to where no other class can reach"
     _finite(boxes, scores)
@@ -142,6 +143,7 @@ def _apart(boxes, scores, labels, thr, most):
     alive[by[torch.cat(kept)]] = True
     return order[alive][:most]
 
+# %% ../../nbs/cv/120_nms.ipynb #68f8dcf0
 @_batched.backend('torchvision')
 def _batched_tv(boxes, scores, labels, thr, most):
     "torchvision's suppression: class by class on a CPU, all classes apart on a GPU"

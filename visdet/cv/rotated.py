@@ -68,12 +68,14 @@ def _iou_torch(a, b, aligned, iof):
     if not len(a): return a.new_zeros(0, len(b))
     return torch.cat([_ratio(o[:,None], b[None], iof) for o in a.split(step)])
 
+# %% ../../nbs/cv/126_rotated.ipynb #718a919d
 def _five(o, name):
     "Rotated boxes in float32 or float64"
     if not isinstance(o, torch.Tensor) or o.ndim!=2 or o.shape[1]!=5:
         raise ConfigError(explain(f"rotated boxes must be tensors (N,5) of cx, cy, w, h, angle; {name} is {tuple(getattr(o, 'shape', ())) or type(o).__name__}"))
     return o if o.dtype in (torch.float32, torch.float64) else o.float()
 
+# %% ../../nbs/cv/126_rotated.ipynb #1ea6de15
 @register('op')
 def rotated_iou(
     a:torch.Tensor, # (N,5) cx, cy, w, h in pixels and angle in radians
@@ -139,6 +141,7 @@ def _nms_torch(rows, scores, labels, thr, most):
     _finite(rows, scores)
     return _by_class(_nms_rows, rows, scores, torch.zeros_like(scores, dtype=torch.long) if labels is None else labels, thr, most)
 
+# %% ../../nbs/cv/126_rotated.ipynb #f987c1f2
 @_nms.backend('kernels', missing=_cpu_only)
 def _nms_kernel(rows, scores, labels, thr, most):
     "The compiled suppression"
@@ -147,6 +150,7 @@ def _nms_kernel(rows, scores, labels, thr, most):
         _finite(rows, scores)
         raise
 
+# %% ../../nbs/cv/126_rotated.ipynb #c2352fa1
 @register('op')
 def rotated_nms(
     boxes:torch.Tensor, # (N,5) cx, cy, w, h in pixels and angle in radians, finite

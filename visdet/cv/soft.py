@@ -24,11 +24,11 @@ def _decay(o, how, thr, sigma):
     return torch.exp(-(o*o)/sigma) if how=='gaussian' else torch.where(o.double()>thr, 1-o, 1.)
 
 def _shares(b, boxes):
-    "IoU of one box with many, in the order of operations of `nms`; 0 where nothing is shared"
+    "IoU of one box with many, in the order of operations of `nms`; 0 where it is not a number"
     wh = (torch.minimum(b[2:], boxes[:,2:])-torch.maximum(b[:2], boxes[:,:2])).clamp(min=0)
     area = lambda o: (o[...,2]-o[...,0])*(o[...,3]-o[...,1])
     inter = wh[:,0]*wh[:,1]
-    return torch.where(inter>0, inter/(area(b)+area(boxes)-inter), 0.)
+    return (inter/(area(b)+area(boxes)-inter)).nan_to_num(nan=0.)
 
 _soft = Op('soft_nms', lambda device, n: ['kernels', 'torch'] if device=='cpu' else ['torch'])
 
@@ -115,6 +115,7 @@ def _one_source(boxes, masks, iou, n):
     if boxes is not None: return lambda i: box_iou(boxes[i], boxes[i])
     return (lambda i: _mask_iou(masks[i])) if masks is not None else (lambda i: iou[i][:,i].float())
 
+# %% ../../nbs/cv/122_soft.ipynb #3528453b
 @register('op')
 def matrix_nms(
     boxes:torch.Tensor, # (N,4) xyxy, or None
