@@ -29,7 +29,6 @@ def _runs(code:bytes)->np.ndarray:
 
 # %% ../../nbs/cv/160_masks.ipynb #7886be30
 def _first(device, n): return ['kernels', 'torch']
-def _few(device, n): return ['kernels', 'torch'] if n is None or n > 4 else ['torch']
 
 def _pack(rles):
     "The codes of run lengths end to end, and where each ends, as tensors"
@@ -118,7 +117,7 @@ def _same_size(rles)->list:
     return rs
 
 # %% ../../nbs/cv/160_masks.ipynb #d30a5950
-_area, _box = Op('rle_area', default=_few), Op('rle_to_box', default=_few)
+_area, _box = Op('rle_area'), Op('rle_to_box')
 def _measure(rs, k): return _kernel('rle_measure', *_pack(rs), torch.tensor([list(map(int, r['size'])) for r in rs], dtype=torch.int64).reshape(-1, 2))[k].numpy()
 
 @_area.backend('torch')
@@ -139,24 +138,24 @@ def _box_kernels(rs): return _measure(rs, 1)
 # %% ../../nbs/cv/160_masks.ipynb #ed5f75d1
 def rle_area(
     rle, # One RLE dict or a list of N
-    backend:str=None, # 'kernels' | 'torch' (pycocotools); the fastest there is if None
+    backend:str=None, # 'torch' (pycocotools, the default) | 'kernels'
 ): # int, or int64 (N,): pixels
     "Number of object pixels"
     rs = [rle_normal(o) for o in ([rle] if isinstance(rle, dict) else rle)]
-    a = use(_area, backend, n=len(rs))(rs)
+    a = use(_area, backend)(rs)
     return int(a[0]) if isinstance(rle, dict) else a
 
 def rle_to_box(
     rle, # One RLE dict or a list of N
-    backend:str=None, # 'kernels' | 'torch' (pycocotools); the fastest there is if None
+    backend:str=None, # 'torch' (pycocotools, the default) | 'kernels'
 )->np.ndarray: # float32 (4,) or (N, 4), xyxy
     "Smallest box around each mask's pixels; zeros for an empty mask"
     rs = [rle_normal(o) for o in ([rle] if isinstance(rle, dict) else rle)]
-    b = use(_box, backend, n=len(rs))(rs)
+    b = use(_box, backend)(rs)
     return b[0] if isinstance(rle, dict) else b
 
 # %% ../../nbs/cv/160_masks.ipynb #6e7d6209
-_merge = Op('rle_merge', default=_few)
+_merge = Op('rle_merge')
 
 @_merge.backend('torch')
 def _merge_coco(rs, intersect): return _coco.merge(rs, intersect=intersect)
@@ -169,12 +168,12 @@ def _merge_kernels(rs, intersect):
 def rle_merge(
     rles, # List of at least one RLE dict, all of one size
     how:str='union', # 'union' or 'intersection'
-    backend:str=None, # 'kernels' | 'torch' (pycocotools); the fastest there is if None
+    backend:str=None, # 'torch' (pycocotools, the default) | 'kernels'
 )->dict: # One RLE dict
     "Unite or intersect masks"
     if how not in ('union', 'intersection'): raise ConfigError(unknown('way to merge masks', how, ('union', 'intersection')))
     if not len(rles): raise DataError(explain('there is no mask to merge', fix='Give at least one'))
-    return use(_merge, backend, n=len(rles))(_same_size(rles), how == 'intersection')
+    return use(_merge, backend)(_same_size(rles), how == 'intersection')
 
 # %% ../../nbs/cv/160_masks.ipynb #c5670ef1
 _iou = Op('rle_iou', default=_first)
