@@ -884,7 +884,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'visdet.cv.masks._encode_coco': ('cv/masks.html#_encode_coco', 'visdet/cv/masks.py'),
                                  'visdet.cv.masks._encode_kernels': ('cv/masks.html#_encode_kernels', 'visdet/cv/masks.py'),
                                  'visdet.cv.masks._fakes': ('cv/masks.html#_fakes', 'visdet/cv/masks.py'),
-                                 'visdet.cv.masks._few': ('cv/masks.html#_few', 'visdet/cv/masks.py'),
                                  'visdet.cv.masks._first': ('cv/masks.html#_first', 'visdet/cv/masks.py'),
                                  'visdet.cv.masks._flat': ('cv/masks.html#_flat', 'visdet/cv/masks.py'),
                                  'visdet.cv.masks._iou_coco': ('cv/masks.html#_iou_coco', 'visdet/cv/masks.py'),
