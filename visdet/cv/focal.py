@@ -39,8 +39,8 @@ def _focal_plain(x, labels, quality, weight, kind, neg, pos, gamma, scale):
 # %% ../../nbs/cv/190_focal.ipynb #c0b57762
 def _times(grad, up):
     "The kept gradient times the one that arrives, in place if nobody will need it again"
-    if torch._C._autograd._get_current_graph_task_keep_graph(): return grad*up
-    if type(up) is torch.Tensor and up.ndim==0 and up.device.type=='cpu' and up.item()==1: return grad
+    if type(up) is not torch.Tensor or torch._C._autograd._get_current_graph_task_keep_graph(): return grad*up # Traced, or kept
+    if up.ndim==0 and up.device.type=='cpu' and up.item()==1: return grad
     return grad.mul_(up)
 
 def _kept(x): return torch.float32 if x.dtype==torch.float16 else x.dtype
