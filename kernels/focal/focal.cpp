@@ -7,12 +7,7 @@
 //
 // Sums: float32 lanes within a block, float64 over blocks and over chunks. The chunks do not depend on the number of
 // threads, so neither does the result.
-#include "../common.h"
-#include "../vecmath.h"
-#include "focal.h"
-
-#include <optional>
-#include <tuple>
+#include "args.h"
 
 namespace visdet::focal {
 
@@ -110,36 +105,9 @@ struct Table {
   }
 };
 
-// f(T, C) for the types of the logits
-template <class F>
-void by_type(const Tensor& x, F&& f) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return f(float{}, float{});
-    case ScalarType::Double: return f(double{}, double{});
-    case ScalarType::Half: return f(Half{}, float{});
-    case ScalarType::BFloat16: return f(Brain{}, float{});
-    default: STD_TORCH_CHECK(false, "logits must be floating point");
-  }
-}
-
-inline ScalarType sum_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-using Maybe = std::optional<Tensor>;
-
-template <class C>
-const C* column(const Maybe& t, const Tensor& x, int64_t size, const char* name) {
-  if (!t) return nullptr;
-  check_dense(*t, name), check_type(*t, sum_type(x), name);
-  STD_TORCH_CHECK(t->numel() == size, name, " has the wrong size");
-  return static_cast<const C*>(t->const_data_ptr());
-}
-
 template <class T, class C>
 Table<T, C> table(const Tensor& x, const Tensor& labels, const Maybe& quality, const Maybe& weight, const Shape& s, double scale) {
-  check_dense(x, "logits"), check_dense(labels, "labels"), check_type(labels, ScalarType::Long, "labels");
-  STD_TORCH_CHECK(x.dim() == 2 && labels.dim() == 1 && labels.size(0) == x.size(0), "logits must be (R,K), labels (R,)");
+  check_table(x, labels);
   const int64_t rows = x.size(0);
   return {static_cast<const T*>(x.const_data_ptr()), labels.const_data_ptr<int64_t>(), column<C>(quality, x, rows, "quality"),
           column<C>(weight, x, rows, "weight"), nullptr, static_cast<C>(scale), x.numel(), std::max<int64_t>(x.size(1), 1), s, nullptr, nullptr};
