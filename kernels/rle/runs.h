@@ -53,27 +53,31 @@ inline void write_runs(Code& code, const Toggles& t, int64_t end) {
 
 // False where the code breaks off, holds a negative run, or does not fill the picture exactly.
 inline bool read_runs(const uint8_t* p, const uint8_t* stop, int64_t end, Toggles& t) {
-  int64_t last[2] = {0, 0}, at = 0;
-  t.clear();
-  t.reserve(stop - p);
-  for (int64_t k = 0; p < stop; ++k) {
-    int64_t x = 0;
-    int shift = 0, c;
-    do {
-      if (p == stop || shift > 55) return false;
-      c = *p++ - 48;
-      if (c < 0 || c > 63) return false;
+  int64_t one = 0, two = 0, at = 0, k = 0;  // the run before, the one before that, their sum so far, their number
+  bool empty = false;
+  t.resize(stop - p);
+  uint32_t* to = t.data();
+  while (p < stop) {
+    unsigned c = *p++ - 48u;
+    int64_t x = c & 31;
+    int shift = 5;
+    for (; c & 32; shift += 5) {
+      if (c > 63 || p == stop || shift > 55) return false;
+      c = *p++ - 48u;
       x |= static_cast<int64_t>(c & 31) << shift;
-      shift += 5;
-    } while (c & 32);
+    }
+    if (c > 31) return false;
     if (c & 16) x -= int64_t{1} << shift;
-    if (k > 2) x += last[1];
+    if (k > 2) x += two;
     if (x < 0 || x > end - at) return false;
-    last[1] = last[0], last[0] = x, at += x;
-    t.push_back(static_cast<uint32_t>(at));
+    two = one, one = x, at += x;
+    empty |= k && !x;
+    to[k++] = static_cast<uint32_t>(at);
   }
   if (at != end) return false;
-  tidy(t, static_cast<uint32_t>(end));
+  t.resize(k);
+  if (empty) tidy(t, static_cast<uint32_t>(end));
+  else if (k) t.pop_back();
   return true;
 }
 
