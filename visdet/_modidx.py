@@ -154,6 +154,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'visdet.bench.gate._pairs_of': ('bench/gate.html#_pairs_of', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate._past': ('bench/gate.html#_past', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate._result': ('bench/gate.html#_result', 'visdet/bench/gate.py'),
+                                   'visdet.bench.gate._round': ('bench/gate.html#_round', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate._take': ('bench/gate.html#_take', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate._worktree': ('bench/gate.html#_worktree', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate.check': ('bench/gate.html#check', 'visdet/bench/gate.py'),

@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor> rle_polygons(const Tensor& xy, const Tensor& rings, c
   for (int64_t i = 0; i < n; ++i) STD_TORCH_CHECK(object[i] <= object[i + 1], "objects must rise");
   for (int64_t i = 0; i < 2 * ring[k]; ++i) STD_TORCH_CHECK(std::abs(p[i]) < 1e8, "coordinates must be below 1e8");
   std::vector<Code> codes(n);
-  torch::stable::parallel_for(0, n, 4, [&](int64_t from, int64_t to) {
+  torch::stable::parallel_for(0, n, 64, [&](int64_t from, int64_t to) {
     Outline line{h, w, {}, {}, {}};
     for (int64_t i = from; i < to; ++i) {
       std::vector<Toggles> all;

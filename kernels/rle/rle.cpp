@@ -6,7 +6,7 @@ namespace {
 
 // Reads the codes of N masks in parallel: each(i, toggles). Damaged ones are reported once all are read.
 template <class H, class F>
-void each_mask(const Tensor& codes, const Tensor& ends, H&& total, F&& each) {
+void each_mask(const Tensor& codes, const Tensor& ends, H&& total, F&& each, int64_t grain = 256) {
   check_dense(codes, "codes"), check_type(codes, ScalarType::Byte, "codes");
   check_dense(ends, "ends"), check_type(ends, ScalarType::Long, "ends");
   const int64_t n = ends.size(0), bytes = codes.size(0);
@@ -14,7 +14,7 @@ void each_mask(const Tensor& codes, const Tensor& ends, H&& total, F&& each) {
   const int64_t* e = ends.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < n; ++i) STD_TORCH_CHECK((i ? e[i - 1] : 0) <= e[i] && e[i] <= bytes, "ends must rise");
   std::vector<char> bad(n, 0);
-  torch::stable::parallel_for(0, n, 8, [&](int64_t from, int64_t to) {
+  torch::stable::parallel_for(0, n, grain, [&](int64_t from, int64_t to) {
     Toggles t;
     for (int64_t i = from; i < to; ++i) {
       bad[i] = !read_runs(c + (i ? e[i - 1] : 0), c + e[i], total(i), t);
@@ -66,7 +66,7 @@ void rle_decode(Tensor out, const Tensor& codes, const Tensor& ends) {
       uint8_t *now = m + y * w, *above = now - w;
       for (int64_t x = left; x < right; ++x) now[x] ^= above[x];
     }
-  });
+  }, 1);
 }
 
 // What overlap needs to know of a mask: its toggles in pairs, its area, and the box around it (ends excluded).
@@ -144,7 +144,7 @@ Tensor rle_iou(const Tensor& a, const Tensor& a_ends, const Tensor& b, const Ten
   Tensor out = torch::stable::empty({n, m}, ScalarType::Double);
   double* o = out.mutable_data_ptr<double>();
   const bool* excused = crowd.const_data_ptr<bool>();
-  torch::stable::parallel_for(0, n, 1, [&](int64_t from, int64_t to) {
+  torch::stable::parallel_for(0, n, std::max<int64_t>(1, 2048 / (m + 1)), [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i)
       for (int64_t j = 0; j < m; ++j) {
         const Runs &p = ra[i], &q = rb[j];
