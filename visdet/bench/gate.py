@@ -94,21 +94,31 @@ def _both(pair, do, **kw):
         raise _Failed(*bad)
     return got
 
-def _take(pair, n, store, stop):
-    "A function that returns up to k further rounds and keeps both times of each in `store`"
+def _round(pair, n, flip):
+    "Seconds a call of both sides: the faster of two blocks each"
+    t = [[], []]
+    for i in (1, 0, 0, 1) if flip else (0, 1, 1, 0):
+        try: t[i].append(pair[i].ask('block', n=n)['seconds'])
+        except WorkerError as e: raise _Failed(*((e, '') if i == 0 else ('', e))) from e
+    return min(t[0]), min(t[1])
+
+def _take(pair, n, store, stop, each, renew):
+    "A function that returns up to k further rounds and keeps both times of each in `store`; `renew()` opens the case again after `each` rounds"
+    left = each
     def take(k):
+        nonlocal left
         logs = []
         for _ in range(k):
-            t = [[], []]
-            for i in (0, 1, 1, 0) if len(store) % 2 == 0 else (1, 0, 0, 1):
-                try: t[i].append(pair[i].ask('block', n=n)['seconds'])
-                except WorkerError as e: raise _Failed(*((e, '') if i == 0 else ('', e))) from e
-            a,b = min(t[0]), min(t[1]); store.append((a, b)); logs.append(math.log(b/a))
+            if not left: renew(); left = each
+            store.append(_round(pair, n, len(store) % 2)); left -= 1
+            a,b = store[-1]; logs.append(math.log(b/a))
             if stop(): break
         return logs
     return take
 
 # %% ../../nbs/bench/854_gate.ipynb #471a051f
+_FIRST = 5 # Rounds of an opening in the first sitting
+
 def judge_case(
     crew:Crew, # Both versions
     rule:Rule=Rule(), # How much evidence is wanted
@@ -119,7 +129,10 @@ def judge_case(
     def start(i):
         done(); pair = crew.pair(i); est = _both(pair, 'open', **what); opened.append(pair)
         n = max(1, math.ceil(crew.block_s/min(o['seconds'] for o in est))); t0, k0 = time.perf_counter(), len(rounds)
-        return _take(pair, n, rounds, lambda: time.perf_counter()-t0 > crew.budget and len(rounds)-k0 >= rule.looks[0])
+        def renew():
+            for w in pair: w.ask('close')
+            _both(pair, 'open', **what)
+        return _take(pair, n, rounds, lambda: time.perf_counter()-t0 > crew.budget and len(rounds)-k0 >= rule.looks[0], 1 if i else _FIRST, renew)
     def done():
         while opened:
             for w in opened.pop():
