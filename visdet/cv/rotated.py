@@ -124,7 +124,7 @@ def _bench_iou(device, n=300, m=300, aligned=False, backend=None):
     turn = lambda k, i: torch.cat([convert_boxes(crowded_boxes(k, seed=i)[0], 'xyxy', 'cxcywh'), torch.linspace(-3, 3, k)[:,None]], 1).to(device)
     return rotated_iou, (turn(n, 0), turn(m, 1), aligned, 'iou', backend)
 
-bench_case('op', 'rotated_iou', _bench_iou, quick=[dict(backend='torch'), {}], full=[*(dict(n=n, m=1000, backend=b) for n in (100,1000) for b in ('torch',None)), dict(n=100_000, m=100_000, aligned=True)])
+bench_case('op', 'rotated_iou', _bench_iou, quick=[dict(backend='torch'), {}], full=[*(dict(n=n, m=1000, **b) for n in (100,1000) for b in (dict(backend='torch'), {})), dict(n=100_000, m=100_000, aligned=True)])
 
 # %% ../../nbs/cv/126_rotated.ipynb #a1b7fffb
 _nms = Op('rotated_nms', lambda device, n: ['kernels', 'torch'] if device=='cpu' else ['torch'])
