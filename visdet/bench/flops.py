@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from ..core.basics import ConfigError
+from ..core.kernels import kernels_missing, when_loaded
 from .measure import Runner, _ready, _tensors
 from .memory import _outputs, count_params
 from .stats import human
@@ -91,6 +92,27 @@ def _deform(x, w, offset, mask, bias, *args, out_shape=None, **kw):
 
 @flop_formula('torchvision::_deform_conv2d_backward')
 def _deform_back(g, x, w, offset, mask, bias, *args, out_shape=None, **kw): return 2*_deform(x, w, offset, mask, bias, *args, out_shape=g)
+
+# %% ../../nbs/bench/812_flops.ipynb #e433b674
+def _msda(value, shapes, locations, weights, *args, out_shape=None, **kw): return 8*math.prod(weights)*value[3]
+def _dconv(x, offset, mask, weight, geometry, *args, out_shape=None, **kw):
+    cells = x[0]*out_shape[1]*out_shape[2]*geometry[0]*geometry[1]*x[3]
+    return 2*math.prod(out_shape)*weight[2] + cells*(8+(mask is not None))
+def _pool(channels, bins, level, rois, scales, points, aligned):
+    if points > 0: return 8*len(rois)*channels*math.prod(bins)*points**2
+    size = (rois[:, 3:]-rois[:, 1:3]).double()*torch.tensor(scales, device=rois.device)[level, None]
+    if not aligned: size = size.clamp(min=1)
+    return int(8*channels*math.prod(bins)*torch.ceil(size/torch.tensor(bins[::-1], device=rois.device)).clamp(min=0).prod(1).sum())
+
+@when_loaded
+def _():
+    flop_formula('visdet::ms_deform_attn')(_msda)
+    flop_formula('visdet::ms_deform_attn_backward')(lambda g, *args, out_shape=None, **kw: 2*_msda(*args))
+    flop_formula('visdet::deform_conv')(_dconv)
+    flop_formula('visdet::deform_conv_backward')(lambda g, *args, out_shape=None, **kw: 2*_dconv(*args, out_shape=g))
+    flop_formula('visdet::roi_align', raw=True)(lambda feats, level, rois, scales, bins, points, aligned, *args, out_val=None, **kw: _pool(feats[0].shape[3], bins, level, rois, scales, points, aligned))
+    flop_formula('visdet::roi_align_backward', raw=True)(lambda g, level, rois, sizes, scales, points, aligned, *args, out_val=None, **kw: _pool(g.shape[3], g.shape[1:3], level, rois, scales, points, aligned))
+    flop_formula('visdet::paste_masks', raw=True)(lambda out, probs, boxes, *args, out_val=None, **kw: int(8*(boxes[:,2:]-boxes[:,:2]).clamp(min=0).prod(1).sum()))
 
 # %% ../../nbs/bench/812_flops.ipynb #d0b23c7f
 _MOVES = set('''_local_scalar_dense _to_copy _unsafe_index arange as_strided_ bernoulli cat clone constant_pad_nd copy copy_ detach_ embedding eye fill fill_ flip full full_like gather index index_put index_put_ _index_put_impl_ index_select linspace
