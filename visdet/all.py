@@ -7,8 +7,11 @@ from fastai.vision.all import *
 
 from visdet.core.basics import VisdetError, DataError, ConfigError, CheckpointError, atomic_write, seed_everything, progress
 from visdet.core.registry import register, entry
+from visdet.core.backends import backend
 from visdet.cv.boxes import box_area, convert_boxes, clip_boxes, scale_boxes, flip_boxes, shift_boxes, box_flaws
 from visdet.cv.iou import box_iou
+from visdet.cv.best_iou import best_iou
+from visdet.cv.hungarian import hungarian
 from visdet.cv.nms import nms, batched_nms
 from visdet.cv.soft import soft_nms, matrix_nms, fast_nms
 from visdet.cv.fusion import weighted_box_fusion, nms_match
@@ -16,9 +19,14 @@ from visdet.cv.rotated import rotated_iou, rotated_nms
 from visdet.cv.priors import AnchorGenerator, PointGenerator
 from visdet.cv.coders import DeltaCoder, DistanceCoder
 from visdet.cv.roi import roi_align, roi_levels, RoIPooler
+from visdet.cv.roi_pool import roi_pool
 from visdet.cv.masks import rle_encode, rle_decode, rle_area, rle_iou, rle_merge, rle_to_box, polygons_to_rle, mask_to_polygons, masks_to_boxes
 from visdet.cv.paste import paste_masks, paste_rles
 from visdet.cv.components import connected_components
+from visdet.cv.deform_attn import ms_deform_attn
+from visdet.cv.deform_conv import deform_conv
+from visdet.cv.focal import sigmoid_focal_loss, quality_focal_loss, varifocal_loss
+from visdet.cv.box_loss import box_iou_loss
 from visdet.cv.image import read_image, image_size, resize_image, image_hash
 from visdet.cv.draw import class_colours, draw_objects, show_objects
 from visdet.data.targets import Targets, Sample, make_targets, collate
