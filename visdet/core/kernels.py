@@ -136,8 +136,8 @@ def _find(device):
 def _load(device):
     "Load the library of one kind of device: None, or why not"
     import torch
-    if os.environ.get('VISDET_KERNELS')=='off': return 'switched off by VISDET_KERNELS=off'
     if device not in _SUFFIX: return f'there are no kernels for {device}'
+    if os.environ.get('VISDET_KERNELS')=='off': return 'switched off by VISDET_KERNELS=off'
     if device=='cuda' and not torch.cuda.is_available(): return 'no CUDA device'
     if device=='cuda' and (why := kernels_missing('cpu')): return why
     if not kernel_sources(): return 'no sources of kernels in this installation'
