@@ -63,7 +63,9 @@ def test_wheel_holds_everything(wheel):
     strangers = {n.split("/")[0] for n in names} - {"visdet"}
     assert all(re.fullmatch(r"visdet-.*\.(dist-info|data)", o) for o in strangers), strangers
     data = {n.split("/", 1)[1] for n in names if ".data/" in n}
-    assert data == {f"data/share/visdet/suites/{o.name}" for o in (ROOT / "benchmarks/suites").glob("*.toml")}, data
+    suites = {f"data/share/visdet/suites/{o.name}" for o in (ROOT / "benchmarks/suites").glob("*.toml")}
+    sources = {f"data/share/visdet/{o.relative_to(ROOT).as_posix()}" for o in (ROOT / "kernels").rglob("*") if o.suffix in (".h", ".cpp", ".cu")}
+    assert data == suites | sources and any(o.endswith("nms.cpp") for o in data), data ^ (suites | sources)
 
 
 def readme_python():
