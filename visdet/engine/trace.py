@@ -191,7 +191,7 @@ def trace_boxes(
     for k,at in enumerate(progress(range(0, len(rows), dl.bs), 'tracing boxes')):
         traced = _load(items, rows[at:at+dl.bs], epoch, K, out)
         if traced: seen = _trace_batch(dl, model, traced, epoch, k, dev, df, out) and seen
-    return df, _merge(out)+([] if seen else [Finding('assigner', 'note', f'{type(model).__name__} does not show how it assigns objects; the trace ends at the batch')])+lost_boxes(df, seen)
+    return df, _merge(out)+([] if seen else [Finding('assigner', 'note', f'{type(model).__name__} does not show how it assigns objects; the trace ends at the batch')])+lost_boxes(df, seen, items.vocab)
 
 # %% ../../nbs/engine/650_trace.ipynb #2afe995c
 def _trace_batch(dl, model, traced, epoch, k, dev, df, out):
@@ -219,17 +219,19 @@ def _sides(df, t, who):
             if (row, n) in df.index: df.at[(row, n), 'side'] = v
 
 # %% ../../nbs/engine/650_trace.ipynb #271a4c43
-def _worst(df, col, of):
+def _worst(df, col, of, vocab):
     "The class and size that lose most between two stages, in words"
     d = df[df[of]] if of else df
     g = d.groupby(['label', 'size'])[col].agg(['mean', 'size']); g = g[g['size'] >= max(3, .02*len(d))]
     if not len(g): return ''
     (lbl, size), v = g['mean'].idxmin(), g['mean'].min()
-    return f'; worst are {size} objects of label {lbl}, of which {1-v:.0%} are lost'
+    name = f'label {lbl}' if vocab is None else repr(vocab[lbl])
+    return f'; worst are {size} objects of {name}, of which {1-v:.0%} are lost'
 
 def lost_boxes(
     df:pd.DataFrame, # Of `trace_boxes`
     assigned:bool=True, # Does the table know about the assigner and the loss?
+    vocab=None, # Class names, for the messages
 )->list: # `Finding`s
     "Findings about the share of boxes lost at each stage"
     res, of = [], None
@@ -237,7 +239,7 @@ def lost_boxes(
              ('assigned', 'assigner', .03, .25, 'Train at a larger size, add a finer level to the pyramid, or use smaller anchors'), ('loss', 'loss', .03, .25, 'Look at the sampler and at the weights of the loss terms')]
     for col,stage,warn,err,fix in rules[:4 if assigned else 2]:
         n = len(df) if of is None else int(df[of].sum()); lost = n-int((df[col] & (True if of is None else df[of])).sum())
-        if n and lost/n > warn: res.append(Finding(stage, 'error' if lost/n > err else 'warning', f'{lost} of {n} boxes ({lost/n:.0%}) are lost here{_worst(df, col, of)}', fix))
+        if n and lost/n > warn: res.append(Finding(stage, 'error' if lost/n > err else 'warning', f'{lost} of {n} boxes ({lost/n:.0%}) are lost here{_worst(df, col, of, vocab)}', fix))
         of = col
     tiny = (df.side < 4).sum(); n = df.side.notna().sum()
     if n and tiny/n > .25: res.append(Finding('item transforms', 'warning', f'{tiny} of {n} boxes have a side below 4 pixels when the model sees them', 'Train at a larger size, or cut the images into tiles'))
