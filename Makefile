@@ -31,7 +31,7 @@ kernels: export VISDET_KERNELS = $(CURDIR)/.kernels
 kernels: $(VENV)/.ready  ## compile the kernels where there is a compiler, and test what uses them
 	@if ! command -v g++ >/dev/null; then echo "no g++: kernels are neither built nor tested"; exit 0; fi; set -e; \
 	$(BIN)/visdet kernels build; $(BIN)/visdet kernels; \
-	MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --path nbs/cv; \
+	MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) nbs/cv; \
 	MPLBACKEND=agg $(BIN)/python -m pytest tests/test_op_*.py tests/test_torchvision_parity.py
 
 docs: $(VENV)/.ready  ## the site, into _docs (needs Quarto)

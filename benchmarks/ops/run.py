@@ -48,14 +48,13 @@ def measure_case(case, budget, threads):
     results = {k: f() for k, f in fs.items()}
     same = {k: bool(case["same"](results["visdet"], o)) for k, o in results.items() if k != "visdet"} if case.get("same") else {}
     del results
-    t = interleave({k: (f,) for k, f in fs.items()}, budget=budget, threads=threads)
+    t = interleave({k: (f,) for k, f in fs.items()}, budget=budget, min_blocks=6, threads=threads)
     ratios = {}
     for k in case["others"]:
         e = effect(t["visdet"], t[k])
         ratios[k] = dict(ratio=e.ratio, lo=e.lo, hi=e.hi)
-    best = min(ratios, key=lambda k: t[k].median)
-    against = case.get("against", best)
-    met = dict(target=case["target"], against=against, met=ratios[against]["ratio"] <= case["target"]) if case.get("target") else {}
+    against = case.get("against") or min(ratios, key=lambda k: t[k].median, default=None)
+    met = dict(target=case["target"], against=against, met=ratios[against]["ratio"] <= case["target"]) if case.get("target") and against else {}
     return dict(op=case["op"], size=case["size"], family=case["family"], seconds={k: o.median for k, o in t.items()}, ratios=ratios, same=same, flags={k: o.flags for k, o in t.items() if o.flags}, threads=threads, **met)
 
 
