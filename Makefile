@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test check nbs pytest kernels docs clean
+.PHONY: demo test check nbs pytest kernels readme docs clean
 
 $(VENV)/.ready: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,7 @@ test: check nbs pytest kernels  ## everything that must hold, without compiled k
 check: $(VENV)/.ready  ## notebooks clean, in sync, within the laws of the house
 	$(BIN)/python tools/check_sync.py
 	$(BIN)/python tools/check_notebooks.py
+	$(BIN)/python tools/readme.py --check
 
 nbs: $(VENV)/.ready  ## every notebook, top to bottom
 	VISDET_KERNELS=off MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
@@ -33,6 +34,9 @@ kernels: $(VENV)/.ready  ## compile the kernels where there is a compiler, and t
 	$(BIN)/visdet kernels build; $(BIN)/visdet kernels; \
 	MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) nbs/cv; \
 	MPLBACKEND=agg $(BIN)/python -m pytest tests/test_op_*.py tests/test_torchvision_parity.py
+
+readme:  ## README.md from nbs/index.ipynb
+	$(PYTHON) tools/readme.py
 
 docs: $(VENV)/.ready  ## the site, into _docs (needs Quarto)
 	$(BIN)/nbdev-docs

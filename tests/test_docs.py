@@ -36,8 +36,14 @@ def test_readme_is_the_index():
                 continue
             want = " ".join(words(para))
             found = have.find(want, at)
-            assert found >= 0, f"not in README.md, run nbdev-readme: {para[:200]}"
+            assert found >= 0, f"not in README.md, run tools/readme.py: {para[:200]}"
             at = found
+
+
+def test_readme_is_up_to_date():
+    "Word for word, not only in its words"
+    p = subprocess.run([sys.executable, str(ROOT / "tools/readme.py"), "--check"], capture_output=True, text=True)
+    assert p.returncode == 0, p.stderr
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.name)
