@@ -78,19 +78,26 @@ def main():
     pattern = a.filter if any(o in a.filter for o in "*?[") else f"*{a.filter}*"
     cases = [o for o in families() if fnmatch.fnmatch(o["op"], pattern)]
     old = json.loads(a.out.read_text(encoding="utf-8"))["rows"] if a.out.exists() else []
-    rows, wrong = [], 0
+    rows, wrong, known = [], [], {(c["op"], c["size"]) for c in families()}
     for c in progress(cases, "operators"):
-        rows.append(r := measure_case(c, a.budget, a.threads))
-        wrong += not all(r["same"].values())
-        said = ", ".join(f"{v['ratio']:.2f} x {k}{'' if r['same'].get(k, True) else ' (ANOTHER RESULT)'}" for k, v in r["ratios"].items())
+        try:
+            rows.append(r := measure_case(c, a.budget, a.threads))
+        except Exception as e:
+            wrong.append(f"{c['op']}, {c['size']}: {type(e).__name__}: {str(e).splitlines()[0]}")
+            continue
+        wrong += [f"{r['op']}, {r['size']}: another result than {k}" for k, same in r["same"].items() if not same]
+        said = ", ".join(f"{v['ratio']:.2f} x {k}" for k, v in r["ratios"].items())
         print(f"{r['op']:<22} {r['size']:<46} {1e3 * r['seconds']['visdet']:9.3f} ms  {said}" + (f"  target {r['target']}: {'met' if r['met'] else 'MISSED'}" if "met" in r else ""), flush=True)
-    done = {(r["op"], r["size"]) for r in rows}
-    known = {(c["op"], c["size"]) for c in families()}
-    rows = [r for r in old if (r["op"], r["size"]) not in done and (r["op"], r["size"]) in known] + rows
-    doc = dict(what="operators against other ways to the same answer; ratios of times, blocks in turns", protocol=PROTOCOL, recorded=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), kernels=kernels_missing("cpu") or "built", environment=environment().model_dump(mode="json"), rows=sorted(rows, key=lambda r: (r["family"], r["op"])))
-    with atomic_write(a.out) as t:
-        t.write_text(json.dumps(doc, indent=1) + "\n", encoding="utf-8")
+        write(a.out, [o for o in old if (o["op"], o["size"]) in known - {(r["op"], r["size"]) for r in rows}] + rows)
+    print("\n".join(wrong))
     return 1 if wrong else 0
+
+
+def write(out, rows):
+    "The record, whole or not at all"
+    doc = dict(what="operators against other ways to the same answer; ratios of times, blocks in turns", protocol=PROTOCOL, recorded=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), kernels=kernels_missing("cpu") or "built", environment=environment().model_dump(mode="json"), rows=sorted(rows, key=lambda r: (r["family"], r["op"])))
+    with atomic_write(out) as t:
+        t.write_text(json.dumps(doc, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
