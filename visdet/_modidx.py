@@ -476,6 +476,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'visdet.bench.worker._load': ('bench/worker.html#_load', 'visdet/bench/worker.py'),
                                      'visdet.bench.worker._open': ('bench/worker.html#_open', 'visdet/bench/worker.py'),
                                      'visdet.bench.worker._outputs': ('bench/worker.html#_outputs', 'visdet/bench/worker.py'),
+                                     'visdet.bench.worker._shuffle_pages': ('bench/worker.html#_shuffle_pages', 'visdet/bench/worker.py'),
                                      'visdet.bench.worker._source': ('bench/worker.html#_source', 'visdet/bench/worker.py'),
                                      'visdet.bench.worker.serve': ('bench/worker.html#serve', 'visdet/bench/worker.py')},
             'visdet.cli.bench': { 'visdet.cli.bench._all': ('cli/bench.html#_all', 'visdet/cli/bench.py'),

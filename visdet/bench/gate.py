@@ -117,7 +117,7 @@ def _take(pair, n, store, stop, each, renew):
     return take
 
 # %% ../../nbs/bench/854_gate.ipynb #471a051f
-_FIRST = 5 # Rounds of an opening in the first sitting
+_MOST = 5 # Rounds of an opening, at most
 
 def judge_case(
     crew:Crew, # Both versions
@@ -127,12 +127,13 @@ def judge_case(
     "Measure one case in both versions, in turns, until it is decided"
     rounds, opened = [], []
     def start(i):
-        done(); pair = crew.pair(i); est = _both(pair, 'open', **what); opened.append(pair)
-        n = max(1, math.ceil(crew.block_s/min(o['seconds'] for o in est))); t0, k0 = time.perf_counter(), len(rounds)
+        done(); pair = crew.pair(i); t0 = time.perf_counter(); est = _both(pair, 'open', **what); opened.append(pair)
+        call = min(o['seconds'] for o in est); n = max(1, math.ceil(crew.block_s/call)); t1, k0 = time.perf_counter(), len(rounds)
+        each = 1 if i else min(_MOST, max(1, round((t1-t0)/(4*n*call))))
         def renew():
             for w in pair: w.ask('close')
             _both(pair, 'open', **what)
-        return _take(pair, n, rounds, lambda: time.perf_counter()-t0 > crew.budget and len(rounds)-k0 >= rule.looks[0], 1 if i else _FIRST, renew)
+        return _take(pair, n, rounds, lambda: time.perf_counter()-t1 > crew.budget and len(rounds)-k0 >= rule.looks[0], each, renew)
     def done():
         while opened:
             for w in opened.pop():
