@@ -6,7 +6,7 @@
 __all__ = ['Crew', 'judge_case', 'Gate', 'check_checkouts', 'gate', 'check', 'gate_rates']
 
 # %% ../../nbs/bench/854_gate.ipynb #69c90714
-import contextlib, json, math, subprocess, tempfile, time
+import contextlib, json, math, random, subprocess, tempfile, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -125,14 +125,15 @@ def judge_case(
     **what, # Of the question `open`: case or target, mode, device, params
 )->tuple: # (Decision, list of (before, after) seconds a call by round)
     "Measure one case in both versions, in turns, until it is decided"
-    rounds, opened = [], []
+    rounds, opened, rng = [], [], random.Random()
+    def open_(pair): return _both(pair, 'open', core=rng.randrange(64), **what)
     def start(i):
-        done(); pair = crew.pair(i); t0 = time.perf_counter(); est = _both(pair, 'open', **what); opened.append(pair)
+        done(); pair = crew.pair(i); t0 = time.perf_counter(); est = open_(pair); opened.append(pair)
         call = min(o['seconds'] for o in est); n = max(1, math.ceil(crew.block_s/call)); t1, k0 = time.perf_counter(), len(rounds)
         each = 1 if i else min(_MOST, max(1, round((t1-t0)/(4*n*call))))
         def renew():
             for w in pair: w.ask('close')
-            _both(pair, 'open', **what)
+            open_(pair)
         return _take(pair, n, rounds, lambda: time.perf_counter()-t1 > crew.budget and len(rounds)-k0 >= rule.looks[0], each, renew)
     def done():
         while opened:

@@ -117,16 +117,28 @@ def _answer(out, state, q, todo):
     except Exception as e: a = dict(error=f'{type(e).__name__}: {" ".join(str(e).split())[:300]}')
     out.write(json.dumps(a)+'\n'); out.flush()
 
-def _shuffle_pages(pieces=192, most=40):
-    "Take pages in pieces of random length and give a random half back; what is returned must be kept"
-    rng = random.SystemRandom(); got = [mmap.mmap(-1, rng.randrange(1, most)*mmap.PAGESIZE) for _ in range(pieces)]
-    for m in got: m.write(b'x'*len(m))
-    for i in sorted(rng.sample(range(pieces), pieces//2), reverse=True): got.pop(i).close()
+def _half(rng, got, free):
+    "Free a random half of the pieces in `got`"
+    for i in sorted(rng.sample(range(len(got)), len(got)//2), reverse=True): free(got.pop(i))
     return got
+
+def _shuffle_memory(pieces=128):
+    "Leave random holes in the heap and among the pages; what is returned must be kept"
+    rng, P = random.SystemRandom(), mmap.PAGESIZE
+    bytearray(1 << 20) # freed at once: pieces up to this length come from the heap now
+    heap = [bytearray(rng.randrange(16, 1 << rng.randrange(6, 20))) for _ in range(pieces)]
+    pages = [mmap.mmap(-1, rng.randrange(1, 40)*P) for _ in range(pieces)]
+    for m in pages: m.write(b'x'*len(m))
+    return _half(rng, heap, lambda o: None), _half(rng, pages, lambda o: o.close())
+
+def _start_on(core):
+    "Move this process to a core, without tying it there"
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        all = os.sched_getaffinity(0); os.sched_setaffinity(0, {sorted(all)[core % len(all)]}); os.sched_setaffinity(0, all)
 
 def _child(out, state, q):
     "Open a case and answer for it until it is closed or the input ends"
-    state['padding'] = _shuffle_pages()
+    _start_on(q.pop('core', 0)); state['padding'] = _shuffle_memory()
     _answer(out, state, q, dict(open=_open))
     for line in sys.stdin:
         q = json.loads(line)
