@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test check nbs pytest kernels readme docs clean
+.PHONY: demo test check nbs pytest kernels editor readme docs clean
 
 $(VENV)/.ready: settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,13 @@ kernels: $(VENV)/.ready  ## compile the kernels where there is a compiler, and t
 	MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) nbs/cv; \
 	MPLBACKEND=agg $(BIN)/python -m pytest tests/test_op_*.py tests/test_torchvision_parity.py
 
+.tools/.ready: tools/yaml_server/package.json tools/yaml_server/package-lock.json
+	@mkdir -p .tools; cp tools/yaml_server/package*.json .tools/
+	npm ci --prefix .tools --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+editor: .tools/.ready  ## the YAML language server that editors run (needs npm); tests that talk to it are skipped without it
+
 readme:  ## README.md from nbs/index.ipynb
 	$(PYTHON) tools/readme.py
 
@@ -42,4 +49,4 @@ docs: $(VENV)/.ready  ## the site, into _docs (needs Quarto)
 	$(BIN)/nbdev-docs
 
 clean:
-	rm -rf $(VENV) .kernels demo _docs _proc build dist *.egg-info
+	rm -rf $(VENV) .kernels .tools demo _docs _proc build dist *.egg-info
