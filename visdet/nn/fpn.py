@@ -43,10 +43,14 @@ class FPN(nn.Module):
         init_convs(self, 'kaiming')
 
     def forward(self, xs:list)->list:
+        ys = self._levels(xs)
+        return ys + self._beyond(xs[-1] if self.extra == 'on_input' else ys[-1], ys[-1])
+
+    def _levels(self, xs):
+        "The levels of the body's own maps"
         ys = [f(x) for f,x in zip(self.lateral, xs)]
         for i in range(len(ys)-1, 0, -1): ys[i-1] = ys[i-1] + F.interpolate(ys[i], size=ys[i-1].shape[-2:], mode='nearest')
-        ys = [f(y) for f,y in zip(self.smooth, ys)]
-        return ys + self._beyond(xs[-1] if self.extra == 'on_input' else ys[-1], ys[-1])
+        return [f(y) for f,y in zip(self.smooth, ys)]
 
     def _beyond(self, x, last):
         "The levels coarser than the body's"
