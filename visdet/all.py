@@ -43,6 +43,7 @@ from visdet.data.batch import Normalize, ColourJitter, KorniaJitter
 from visdet.data.loaders import DetDL, DetDataLoaders, det_augs
 from visdet.nn.body import Body, create_body
 from visdet.nn.fpn import FPN
+from visdet.nn.pan import PAFPN
 from visdet.nn.assign import MaxIoUAssigner, PointAssigner
 from visdet.models.zoo import Detector, list_models, create_model
 from visdet.models.retinanet import retinanet
