@@ -100,7 +100,7 @@ def _say_range(t):
     lo = f"at least {t['ge']}" if 'ge' in t else f"above {t['gt']}" if 'gt' in t else ''
     hi = f"at most {t['le']}" if 'le' in t else f"below {t['lt']}" if 'lt' in t else ''
     if 'ge' in t and 'le' in t: return f" from {t['ge']} to {t['le']}"
-    return f" {' and '.join(o for o in (lo, hi) if o)}" if lo or hi else ''
+    return f"{' of' if 'ge' in t else ''} {' and '.join(o for o in (lo, hi) if o)}" if lo or hi else ''
 
 _words = dict(str='text', bool='true or false', any='anything')
 
