@@ -169,7 +169,8 @@ class _Builder(_Types):
     def _part(self, t):
         "A union of component models, told apart by `type`"
         from pydantic import Discriminator, Tag
-        there = _choices(t, self.cat); need = [o for o in there if self.used is None or o in self.used] or there[:1]
+        there = _choices(t, self.cat); need = [o for o in there if self.used is None or o in self.used]
+        need += [o for o in there if o not in need][:max(0, 2-len(need))] # pydantic cannot tell a union of one from its member
         members = tuple(typing.Annotated[self.model(t['kind'], n), Tag(n)] for n in need)
         return typing.Annotated[typing.Union[members], Discriminator(_tag)] if there else self._object(t)
 
