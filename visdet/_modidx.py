@@ -802,6 +802,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'visdet/config/mmdet_read.py'),
                                           'visdet.config.mmdet_read.module_path': ( 'config/mmdet_read.html#module_path',
                                                                                     'visdet/config/mmdet_read.py'),
+                                          'visdet.config.mmdet_read.public_names': ( 'config/mmdet_read.html#public_names',
+                                                                                     'visdet/config/mmdet_read.py'),
                                           'visdet.config.mmdet_read.read_mmdet': ( 'config/mmdet_read.html#read_mmdet',
                                                                                    'visdet/config/mmdet_read.py')},
             'visdet.core.backends': { 'visdet.core.backends.Op': ('core/backends.html#op', 'visdet/core/backends.py'),

@@ -11,6 +11,7 @@ import json, shlex, sys
 from pathlib import Path
 from ..core.basics import CheckpointError, ConfigError, DataError, atomic_write, explain, seed_everything
 from .source import *
+from ..data.formats import *
 
 # %% ../../nbs/cli/906_commands.ipynb #8d110986
 def _valid_records(a, train):
@@ -21,7 +22,7 @@ def _valid_records(a, train):
         try: find_images(path) if fmt == 'coco' else None
         except DataError: images = a.images
         if fmt in ('df', 'voc'): images = a.images
-    return load_records(path, fmt, images, a.valid_split, a.on_missing, vocab=None if fmt == 'coco' else train.vocab)
+    return load_records(path, fmt, images, a.valid_split, on_missing=a.on_missing, vocab=None if fmt == 'coco' else train.vocab)
 
 def make_loaders(
     a, # Options with the groups data, images and batches, and model
@@ -30,7 +31,7 @@ def make_loaders(
     "Training and validation loaders for the options of a command"
     from visdet.data.loaders import DetDataLoaders
     if not 0 < a.valid_pct < 1: raise ConfigError(f'--valid-pct is a share between 0 and 1, not {a.valid_pct:g}')
-    train = load_records(a.train, a.data, a.images, a.split, a.on_missing)
+    train = load_records(a.train, a.data, a.images, a.split, on_missing=a.on_missing)
     return DetDataLoaders.from_records(train, _valid_records(a, train), valid_pct=a.valid_pct, seed=a.seed, bs=a.bs, resize=a.size or 'auto', aug=a.aug,
         masks='auto' if 'mask' in a.model and train.masks is not None else False, num_workers=a.workers, device=device(a.device), path=path)
 
@@ -130,7 +131,7 @@ def run_validate(a):
     from visdet.deploy.predict import load
     from visdet.eval.evaluate import evaluate
     model = load(a.model, device(a.device))
-    recs = load_records(a.valid, a.data, a.images, a.split, a.on_missing, vocab=model.vocab)
+    recs = load_records(a.valid, a.data, a.images, a.split, on_missing=a.on_missing, vocab=model.vocab)
     dets = model.predict(list(recs.paths), score=lowest_score(model), bs=a.bs)
     if a.kind == 'segm' and all(d.mask_probs is None and d.bitmaps is None for d in dets): raise ConfigError(explain('this model finds boxes, not masks', a.model, 'Leave --kind segm out'))
     ev = evaluate(dets, recs, a.kind)
@@ -220,7 +221,7 @@ def run_preflight(a):
 def run_data(a):
     "Describe or convert an annotation set"
     if a.action is None: return a.parser.print_help()
-    recs = load_records(a.path, a.data, a.images, a.split, a.on_missing, verbose=a.action == 'convert')
+    recs = load_records(a.path, a.data, a.images, a.split, on_missing=a.on_missing, verbose=a.action == 'convert')
     if a.action == 'convert': return print(convert(recs, a.to, a.out, a.split or 'train'))
     print(describe(recs, a.path))
     if a.report:

@@ -12,6 +12,7 @@ from ..core.basics import DataError, atomic_write, explain, seed_everything
 from .commands import *
 from .report import *
 from .source import *
+from ..data.formats import *
 
 # %% ../../nbs/cli/910_demo.ipynb #49ef93f7
 SETTINGS = dict(n=200, size=160, bs=8, epochs=20, lr=1e-3, model='retinanet', body='test_resnet', channels=64, num_convs=1, levels=3, reg_loss='giou', reg_weight=2.)
