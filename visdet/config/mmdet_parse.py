@@ -34,6 +34,10 @@ class Settings(dict):
             if isinstance(self.get(k), dict) and isinstance(v, dict): self[k] = Settings(self[k]); self[k].update(v)
             else: self[k] = v
 
+    def __getattr__(self, k):
+        if k in self: return self[k]
+        raise AttributeError(f'there is no entry {k!r}')
+    def __setattr__(self, k, v): self[k] = v
     def merge(self, other): new = merge_config(self, other); self.clear(); dict.update(self, new)
 
 def as_settings(
@@ -102,7 +106,7 @@ class Script:
         load=None, # Called with (script, syntax of an import) inside `with read_base():`
         fill=None, # Called with (script, syntax, text) for every string that contains '{{'
     ):
-        self.where, self.load, self.fill, self.left = where, load, fill, MAX_STEPS
+        self.where, self.load, self.fill, self.left, self.lazy = where, load, fill, MAX_STEPS, False
         self.names = {'__name__': '__config__', **(names or {})}
 
     def fail(self, node, what, fix='Write the value out, or pass allow_exec=True (`--allow-exec`) if you trust the file'):
