@@ -12,6 +12,7 @@ from ..core.basics import ConfigError, explain
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import noise, rand_boxes
+from ..core.types import Positive
 from .boxes import *
 
 # %% ../../nbs/cv/140_coders.ipynb #cd1d63ef
@@ -30,10 +31,10 @@ def _four(o, name):
 class DeltaCoder:
     "Boxes as offsets of the centre and log ratios of the size, relative to prior boxes (Girshick et al., 2014)"
     def __init__(self,
-        stds=(1.,1.,1.,1.), # Divisors of the deltas (x, y, w, h); the reciprocals of torchvision's weights
-        means=(0.,0.,0.,0.), # Subtracted from the deltas before division
-        clip=math.log(1000/16), # Limit of log ratios in `decode`: a number for both signs, or (low, high)
-        centre_clip:float=None, # Limit of a centre's move in `decode`, pixels
+        stds:tuple[Positive, Positive, Positive, Positive]=(1.,1.,1.,1.), # Divisors of the deltas (x, y, w, h); the reciprocals of torchvision's weights
+        means:tuple[float, float, float, float]=(0.,0.,0.,0.), # Subtracted from the deltas before division
+        clip:Positive|tuple[float, float]=math.log(1000/16), # Limit of log ratios in `decode`: a number for both signs, or (low, high)
+        centre_clip:Positive=None, # Limit of a centre's move in `decode`, pixels
     ):
         self.stds,self.means,self.centre_clip = _four(stds, 'stds'), _four(means, 'means'), centre_clip
         self.clip = (-clip, clip) if isinstance(clip, (int, float)) else tuple(clip)
@@ -71,8 +72,8 @@ class DeltaCoder:
 class DistanceCoder:
     "Boxes as distances from points to their left, top, right and bottom sides (Tian et al., 2019)"
     def __init__(self,
-        norm:float=None, # Pixels a unit of distance stands for: a number for all points; None means one
-        max_dis:float=None, # Upper limit of encoded distances, which are then also kept from being negative
+        norm:Positive=None, # Pixels a unit of distance stands for: a number for all points; None means one
+        max_dis:Positive=None, # Upper limit of encoded distances, which are then also kept from being negative
         eps:float=0.1, # How far below `max_dis` the limit is
     ): self.norm,self.max_dis,self.eps = norm,max_dis,eps
     def __repr__(self): return f'DistanceCoder(norm={self.norm}, max_dis={self.max_dis}, eps={self.eps})'
@@ -83,7 +84,7 @@ class DistanceCoder:
     def encode(self,
         points:torch.Tensor, # (...,2) x, y in pixels
         boxes:torch.Tensor, # (...,4) xyxy
-        norm=None, # Pixels a unit stands for at each point (...,), instead of the coder's own
+        norm:Positive=None, # Pixels a unit stands for at each point (...,), instead of the coder's own
     )->torch.Tensor: # Distances (...,4): left, top, right, bottom
         "Distances from `points` to the sides of `boxes`"
         points,boxes,u = _f32(points), _f32(boxes), self._unit(norm)
@@ -95,7 +96,7 @@ class DistanceCoder:
         points:torch.Tensor, # (...,2) x, y in pixels
         ltrb:torch.Tensor, # (...,4) distances: left, top, right, bottom
         size=None, # (h, w) of the image to clip to, or (B,2) for boxes (B,N,4)
-        norm=None, # Pixels a unit stands for at each point (...,), instead of the coder's own
+        norm:Positive=None, # Pixels a unit stands for at each point (...,), instead of the coder's own
     )->torch.Tensor: # Boxes (...,4) xyxy
         "Boxes whose sides lie at these distances from `points`"
         points,d,u = _f32(points), _f32(ltrb), self._unit(norm)

@@ -11,6 +11,7 @@ import math, torch
 from ..core.basics import ConfigError, explain
 from ..core.cases import bench_case
 from ..core.registry import register
+from ..core.types import Positive, Share
 from .boxes import *
 
 # %% ../../nbs/cv/130_priors.ipynb #f5797dbe
@@ -53,8 +54,8 @@ class _Grid:
 class PointGenerator(_Grid):
     "Points `(x, y)`, one for each cell of each level; call it with feature maps or use `.grid` with their sizes"
     def __init__(self,
-        strides, # Stride of each level in pixels, a number or (sx, sy), finest first
-        offset:float=0.5, # Where in its cell a point is: 0 left top corner, 0.5 middle
+        strides:list[Positive|tuple[Positive, Positive]], # Stride of each level in pixels, a number or (sx, sy), finest first
+        offset:Share=0.5, # Where in its cell a point is: 0 left top corner, 0.5 middle
     ):
         super().__init__(strides, offset)
         self.num_per_cell = [1]*len(self.strides)
@@ -74,7 +75,7 @@ def cell_anchors(
 
 # %% ../../nbs/cv/130_priors.ipynb #e093f200
 def octave_sizes(
-    strides, # Stride of each level, pixels
+    strides:list[Positive|tuple[Positive, Positive]], # Stride of each level, pixels
     base:float=4, # First size of a level in strides
     n:int=3, # Sizes for each octave
 )->list: # A tuple of `n` sizes for each level
@@ -85,10 +86,10 @@ def octave_sizes(
 class AnchorGenerator(_Grid):
     "Anchors xyxy of each level; call it with feature maps or use `.grid` with their sizes"
     def __init__(self,
-        strides, # Stride of each level in pixels, a number or (sx, sy), finest first
-        sizes, # For each level a tuple of sizes (square roots of areas, pixels)
-        ratios=(0.5,1.,2.), # Height over width, for all levels; or a list with a tuple for each level
-        offset:float=0., # Where in its cell an anchor is centred: 0 left top corner, 0.5 middle
+        strides:list[Positive|tuple[Positive, Positive]], # Stride of each level in pixels, a number or (sx, sy), finest first
+        sizes:list[Positive|list[Positive]], # For each level a tuple of sizes (square roots of areas, pixels)
+        ratios:tuple[Positive, ...]|list[list[Positive]]=(0.5,1.,2.), # Height over width, for all levels; or a list with a tuple for each level
+        offset:Share=0., # Where in its cell an anchor is centred: 0 left top corner, 0.5 middle
         round:bool=False, # Round the anchors of a cell to whole pixels (torchvision)
     ):
         super().__init__(strides, offset)

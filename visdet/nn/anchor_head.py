@@ -9,10 +9,12 @@ __all__ = ['AnchorHead', 'dense_focal']
 import torch
 from fastcore.basics import patch
 from torch import nn
+from typing import Literal
 from ..core.basics import ConfigError
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps
+from ..core.types import Amount, Count, Share, Whole
 from ..cv.boxes import clip_boxes
 from ..cv.coders import DeltaCoder
 from ..cv.iou import box_iou
@@ -27,25 +29,25 @@ from .dense import *
 class AnchorHead(nn.Module):
     "Class logits and box deltas at every anchor"
     def __init__(self,
-        ni:int, # Channels of every level
-        num_classes:int, # Classes, without background
-        strides:list, # Strides of the levels
-        channels:int=256, # Channels of the towers
-        num_convs:int=4, # Convolutions of each tower
-        norm=None, # Norm in the towers, see `make_norm`
+        ni:Count, # Channels of every level
+        num_classes:Count, # Classes, without background
+        strides:list[Count], # Strides of the levels
+        channels:Count=256, # Channels of the towers
+        num_convs:Whole=4, # Convolutions of each tower
+        norm:NormKind=None, # Norm in the towers, see `make_norm`
         anchors:AnchorGenerator=None, # Anchors; three sizes an octave from four strides by default
-        stride_rule:str='declared', # See `Levels`
+        stride_rule:StrideRule='declared', # See `Levels`
         coder:DeltaCoder=None, # Boxes to deltas and back
         assigner:MaxIoUAssigner=None, # Which anchor learns which object
-        average:str='batch', # See `image_weights`
-        reg_loss:str='l1', # See `box_loss`
-        reg_weight:float=1., # Factor of the box term
-        alpha:float=0.25, # Focal loss: weight of positives
-        gamma:float=2., # Focal loss: discount of easy entries
-        score_thr:float=0.05, # Least score of a detection
-        nms_thr:float=0.5, # Overlap for suppression
-        pre:int=1000, # Candidates of a level
-        max_num:int=100, # Detections of an image
+        average:Literal['batch', 'image']='batch', # See `image_weights`
+        reg_loss:BoxLoss='l1', # See `box_loss`
+        reg_weight:Amount=1., # Factor of the box term
+        alpha:Share=0.25, # Focal loss: weight of positives
+        gamma:Amount=2., # Focal loss: discount of easy entries
+        score_thr:Share=0.05, # Least score of a detection
+        nms_thr:Share=0.5, # Overlap for suppression
+        pre:Count=1000, # Candidates of a level
+        max_num:Count=100, # Detections of an image
     ):
         super().__init__()
         gen = anchors or AnchorGenerator(strides, octave_sizes(strides))

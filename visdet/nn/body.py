@@ -12,10 +12,12 @@ from pathlib import Path
 import timm, torch
 from torch import nn
 from timm.models import adapt_input_conv
+from typing import Literal
 from ..core.basics import CheckpointError, ConfigError, explain, nearest, unknown
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, noise
+from ..core.types import Count, Whole
 from .frozen import *
 
 # %% ../../nbs/nn/310_body.ipynb #2b7cf088
@@ -213,14 +215,14 @@ def _pick(info, out, strict):
 
 @register('body')
 def create_body(
-    body='resnet50', # timm name, 'tv:' and a torchvision name, a `Body`, or a module
-    nodes:list=None, # Submodules whose outputs are the maps; found by a dry run for torchvision names
-    out:tuple=(4,8,16,32), # Strides of the maps to return; None for all
+    body:str|nn.Module='resnet50', # timm name, 'tv:' and a torchvision name, a `Body`, or a module
+    nodes:list[str]=None, # Submodules whose outputs are the maps; found by a dry run for torchvision names
+    out:tuple[Count, ...]=(4,8,16,32), # Strides of the maps to return; None for all
     pretrained:bool=False, # Fetch ImageNet weights?
-    weights=None, # Local file of weights, torch or safetensors
-    in_chans:int=3, # Channels of the images
-    frozen_stages:int=0, # Stages whose weights never change, from the input: 1 is up to stride 4
-    norm:str='bn', # 'bn': as the network has it | 'frozen': fixed and folded into the convolutions
+    weights:str|Path=None, # Local file of weights, torch or safetensors
+    in_chans:Count=3, # Channels of the images
+    frozen_stages:Whole=0, # Stages whose weights never change, from the input: 1 is up to stride 4
+    norm:Literal['bn', 'frozen']='bn', # 'bn': as the network has it | 'frozen': fixed and folded into the convolutions
     strict:bool=True, # Is a stride of `out` that the body lacks an error? Otherwise those it has are returned
 )->Body:
     "A body by name, or from a module"

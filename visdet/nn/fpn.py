@@ -9,10 +9,12 @@ __all__ = ['FPN']
 import torch
 from torch import nn
 import torch.nn.functional as F
+from typing import Literal
 from ..core.basics import ConfigError, unknown
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps
+from ..core.types import Count
 from .layers import *
 
 # %% ../../nbs/nn/320_fpn.ipynb #3c3de064
@@ -22,13 +24,13 @@ _extras = ('pool', 'on_input', 'on_output')
 class FPN(nn.Module):
     "Feature pyramid over the maps of a body"
     def __init__(self,
-        in_channels:list, # Channels of the body's maps, fine to coarse
-        strides:list, # Their strides
-        channels:int=256, # Channels of every level
-        num_outs:int=None, # Levels in all; the body's count by default
-        extra:str='pool', # How levels beyond the body's are made: 'pool' | 'on_input' | 'on_output'
+        in_channels:list[Count], # Channels of the body's maps, fine to coarse
+        strides:list[Count], # Their strides
+        channels:Count=256, # Channels of every level
+        num_outs:Count=None, # Levels in all; the body's count by default
+        extra:Literal['pool', 'on_input', 'on_output']='pool', # How levels beyond the body's are made: 'pool' | 'on_input' | 'on_output'
         relu:bool=False, # Activation between added levels?
-        norm=None, # See `make_norm`
+        norm:NormKind=None, # See `make_norm`
     ):
         super().__init__()
         n = len(in_channels); num_outs = num_outs or n

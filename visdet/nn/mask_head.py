@@ -14,6 +14,7 @@ from ..core.basics import DataError, explain
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps, rand_boxes
+from ..core.types import Count, Whole
 from ..cv.roi import RoIPooler, roi_align, to_rois
 from .layers import *
 from .losses import *
@@ -23,13 +24,13 @@ from .losses import *
 class MaskHead(nn.Module):
     "Mask logits of the class of each region"
     def __init__(self,
-        ni:int, # Channels of the levels
-        num_classes:int, # Classes
-        strides:list, # Strides of the levels that regions are read from
-        channels:int=256, # Channels of the convolutions
-        num_convs:int=4, # How many
-        size:int=14, # Cells a side that a region is pooled to; the mask has twice as many
-        sampling_ratio:int=2, # Points a side of each cell
+        ni:Count, # Channels of the levels
+        num_classes:Count, # Classes
+        strides:list[Count], # Strides of the levels that regions are read from
+        channels:Count=256, # Channels of the convolutions
+        num_convs:Whole=4, # How many
+        size:Count=14, # Cells a side that a region is pooled to; the mask has twice as many
+        sampling_ratio:Whole=2, # Points a side of each cell
         aligned:bool=True, # Half a cell subtracted? See `roi_align`
         binary:bool=True, # Round the annotation's mask to 0 and 1 after cutting it?
     ):
@@ -95,7 +96,7 @@ def cut_masks(
     masks:torch.Tensor, # (T,H,W) uint8
     rows:torch.Tensor, # (P,) which mask
     boxes:torch.Tensor, # (P,4) where to cut
-    size:int, # Cells a side
+    size:Count, # Cells a side
     aligned:bool=True, # Half a pixel subtracted? See `roi_align`
 )->torch.Tensor: # (P,size,size) 0..1
     "Masks cut to boxes and averaged into cells"

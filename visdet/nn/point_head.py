@@ -9,10 +9,12 @@ __all__ = ['LevelScale', 'PointHead', 'centreness']
 import torch
 from fastcore.basics import patch
 from torch import nn
+from typing import Literal
 from ..core.basics import ConfigError, unknown
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps
+from ..core.types import Count, Share, Whole
 from ..cv.boxes import clip_boxes
 from ..cv.coders import DistanceCoder
 from ..cv.priors import PointGenerator
@@ -32,24 +34,24 @@ class LevelScale(nn.Module):
 class PointHead(nn.Module):
     "Class logits, distances in strides and centre-ness at every point"
     def __init__(self,
-        ni:int, # Channels of every level
-        num_classes:int, # Classes, without background
-        strides:list, # Strides of the levels
-        channels:int=256, # Channels of the towers
-        num_convs:int=4, # Convolutions of each tower
-        norm='gn', # Norm in the towers, see `make_norm`
-        act:str='exp', # What makes distances positive: 'exp' | 'relu'
+        ni:Count, # Channels of every level
+        num_classes:Count, # Classes, without background
+        strides:list[Count], # Strides of the levels
+        channels:Count=256, # Channels of the towers
+        num_convs:Whole=4, # Convolutions of each tower
+        norm:NormKind='gn', # Norm in the towers, see `make_norm`
+        act:Literal['exp', 'relu']='exp', # What makes distances positive: 'exp' | 'relu'
         scales:bool=True, # A learned factor for each level?
-        offset:float=0.5, # Place of the point in its cell
-        stride_rule:str='declared', # See `Levels`
+        offset:Share=0.5, # Place of the point in its cell
+        stride_rule:StrideRule='declared', # See `Levels`
         assigner:PointAssigner=None, # Which point learns which object
-        reg_loss:str='giou', # Box term of the IoU family
+        reg_loss:OverlapLoss='giou', # Box term of the IoU family
         reg_by_ctr:bool=True, # Weight the box term by centre-ness?
-        score:str='product', # Class and centre-ness: 'product' | 'sqrt'
-        score_thr:float=0.05, # Least score; for 'product', of the class alone
-        nms_thr:float=0.5, # Overlap for suppression
-        pre:int=1000, # Candidates of a level
-        max_num:int=100, # Detections of an image
+        score:Literal['product', 'sqrt']='product', # Class and centre-ness: 'product' | 'sqrt'
+        score_thr:Share=0.05, # Least score; for 'product', of the class alone
+        nms_thr:Share=0.5, # Overlap for suppression
+        pre:Count=1000, # Candidates of a level
+        max_num:Count=100, # Detections of an image
     ):
         super().__init__()
         if act not in ('exp', 'relu'): raise ConfigError(unknown('activation of distances', act, ['exp', 'relu']))

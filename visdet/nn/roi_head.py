@@ -14,6 +14,7 @@ from ..core.basics import ConfigError
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps, rand_boxes
+from ..core.types import Amount, Count, Share, Whole
 from ..cv.boxes import clip_boxes
 from ..cv.coders import DeltaCoder
 from ..cv.roi import RoIPooler, to_rois
@@ -39,19 +40,19 @@ class FlatLinear(nn.Conv2d):
 class BoxHead(nn.Module):
     "Class and box of each region"
     def __init__(self,
-        ni:int, # Channels of the levels
-        num_classes:int, # Classes, without background
-        strides:list, # Strides of the levels that regions are read from
-        hidden:int=1024, # Outputs of the two linear layers
-        size:int=7, # Cells a side that a region is pooled to
-        sampling_ratio:int=2, # Points a side of each cell
+        ni:Count, # Channels of the levels
+        num_classes:Count, # Classes, without background
+        strides:list[Count], # Strides of the levels that regions are read from
+        hidden:Count=1024, # Outputs of the two linear layers
+        size:Count=7, # Cells a side that a region is pooled to
+        sampling_ratio:Whole=2, # Points a side of each cell
         aligned:bool=True, # Half a cell subtracted? See `roi_align`
         coder:DeltaCoder=None, # Standard deviations 0.1, 0.1, 0.2, 0.2 by default
-        reg_loss:str='l1', # 'l1' | 'smooth_l1'
-        score_thr:float=0.05, # Least score of a detection
-        nms_thr:float=0.5, # Overlap for suppression
-        max_num:int=100, # Detections of an image
-        min_size:float=0., # Detections with a side below this are dropped, pixels
+        reg_loss:CodeLoss='l1', # 'l1' | 'smooth_l1'
+        score_thr:Share=0.05, # Least score of a detection
+        nms_thr:Share=0.5, # Overlap for suppression
+        max_num:Count=100, # Detections of an image
+        min_size:Amount=0., # Detections with a side below this are dropped, pixels
     ):
         super().__init__()
         self.num_classes, self.coder = num_classes, coder or DeltaCoder(stds=(.1,.1,.2,.2))

@@ -13,6 +13,7 @@ from ..core.basics import ConfigError
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps
+from ..core.types import Amount, Count, Share, Whole
 from ..cv.boxes import clip_boxes
 from ..cv.coders import DeltaCoder
 from ..cv.nms import batched_nms
@@ -28,18 +29,18 @@ from .sample import *
 class RPN(nn.Module):
     "Objectness and box deltas at every anchor; proposals from them"
     def __init__(self,
-        ni:int, # Channels of every level
-        strides:list, # Strides of the levels
-        channels:int=256, # Channels of its 3x3 convolutions
-        num_convs:int=1, # How many of them
+        ni:Count, # Channels of every level
+        strides:list[Count], # Strides of the levels
+        channels:Count=256, # Channels of its 3x3 convolutions
+        num_convs:Whole=1, # How many of them
         anchors:AnchorGenerator=None, # One size of eight strides a level by default
-        stride_rule:str='declared', # See `Levels`
+        stride_rule:StrideRule='declared', # See `Levels`
         coder:DeltaCoder=None, # Boxes to deltas and back
         assigner:MaxIoUAssigner=None, # 0.7, 0.3 and the best anchors of each object from 0.3 by default
         sampler:RandomSampler=None, # 256 anchors, half of them positive
-        reg_loss:str='l1', # See `box_loss`
-        nms_thr:float=0.7, # Overlap for suppression among proposals of a level
-        min_size:float=0., # Proposals with a side below this are dropped, pixels
+        reg_loss:CodeLoss='l1', # See `box_loss`
+        nms_thr:Share=0.7, # Overlap for suppression among proposals of a level
+        min_size:Amount=0., # Proposals with a side below this are dropped, pixels
     ):
         super().__init__()
         gen = anchors or AnchorGenerator(strides, [(8*s,) for s in strides])

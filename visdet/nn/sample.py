@@ -11,14 +11,15 @@ from ..core.basics import ConfigError
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import noise
+from ..core.types import Count, Share
 
 # %% ../../nbs/nn/340_sample.ipynb #ce8cd57d
 @register('sampler')
 class RandomSampler:
     "At most `num` places of each image, positives up to a share of `pos`"
     def __init__(self,
-        num:int=256, # Places of an image
-        pos:float=0.5, # Greatest share of positives
+        num:Count=256, # Places of an image
+        pos:Share=0.5, # Greatest share of positives
     ):
         if num < 1 or not 0 <= pos <= 1: raise ConfigError(f'a sample needs num >= 1 and 0 <= pos <= 1, not {num} and {pos}')
         self.num, self.pos = num, pos
