@@ -97,16 +97,17 @@ def _grammar_error(e, source, last):
     what, fix = next(((w,f) for pat,w,f in _plainly if re.search(pat, problem)), (f'not YAML: {problem}', ''))
     return ConfigError(explain(what, _at(source, mark.line, mark.column) if mark else source, fix))
 
-# %% ../../nbs/core/052_yaml.ipynb #61d4f69d
-class _Composer:
-    "Builds one tree from the events of one text; `spans` maps `id(node)` to its characters"
+# %% ../../nbs/core/052_yaml.ipynb #afd6cb54
+class _Events:
+    "The events of one text, with the limits on how many values it may hold"
     def __init__(self, text, source):
         from ruamel.yaml import YAML, events
         self.ev, self.text, self.source = events, text, source
         self.stream, self.mark = YAML(typ='safe', pure=True).parse(text), None
-        self.anchors, self.spans, self.written, self.total = {}, {}, 0, 0
+        self.written = self.total = 0
 
-    def fail(self, what, mark, fix=''): raise ConfigError(explain(what, _at(self.source, mark.line, mark.column), fix))
+    def fail(self, what, mark, fix=''): raise ConfigError(explain(what, self.at(mark), fix))
+    def at(self, mark): return _at(self.source, mark.line, mark.column)
 
     def next(self):
         "The next event; any trouble inside the parser becomes a `ConfigError`"
@@ -114,6 +115,41 @@ class _Composer:
         except Exception as err: raise _grammar_error(err, self.source, self.mark) from None
         self.mark = e.start_mark
         return e
+
+    def count(self, mark, written=0):
+        "One value more"
+        self.total += 1; self.written += written
+        if self.written > MAX_VALUES: self.fail(f'more than {MAX_VALUES} values', mark, 'Is this a configuration?')
+        if self.total > MAX_EXPANDED: self.fail(f'more than {MAX_EXPANDED} values once aliases are expanded', mark)
+
+# %% ../../nbs/core/052_yaml.ipynb #45246bef
+def _key_of(self, e, seen):
+    "The string that event `e` stands for as a key, given the nodes `seen` so far in the mapping"
+    m, k = e.start_mark, getattr(e, 'value', None)
+    if not isinstance(e, self.ev.ScalarEvent): self.fail('a key must be a single string', m)
+    if e.tag is not None or e.anchor: self.fail('a key cannot have a tag or an anchor', m)
+    if not e.style and k == '<<': self.fail('the merge key << is not part of YAML 1.2', m, 'Use _base_ or $ref')
+    if not e.style and not re.fullmatch(r'-?(0|[1-9][0-9]{0,18})', k):
+        try: flaw = '' if isinstance(plain_value(k), str) else 'x'
+        except ValueError: flaw = 'x'
+        if flaw: self.fail(f'the key {k[:40]} is not a string', m, f"Write '{k[:40]}' in quotes")
+    if flaw := scalar_flaw(k): self.fail(flaw, m)
+    if k in seen: self.fail(f'the key {k[:80]!r} stands twice in one mapping, first at {seen[k].at}', m, 'Remove one of the two')
+    return k
+
+# %% ../../nbs/core/052_yaml.ipynb #63e34d9e
+def _copy_of(self, node, mark, depth):
+    "A deep copy of `node` for an alias at `mark`"
+    v = node.value; self.count(mark)
+    if depth > MAX_DEPTH: self.fail(f'nested deeper than {MAX_DEPTH} levels once aliases are expanded', mark)
+    if isinstance(v, dict): v = {k: _copy_of(self, o, mark, depth+1) for k,o in v.items()}
+    elif isinstance(v, list): v = [_copy_of(self, o, mark, depth+1) for o in v]
+    return Node(v, node.source, key=node.key)
+
+# %% ../../nbs/core/052_yaml.ipynb #61d4f69d
+class _Composer(_Events):
+    "Builds one tree from the events of one text; `spans` maps `id(node)` to its characters"
+    def __init__(self, text, source): super().__init__(text, source); self.anchors, self.spans = {}, {}
 
     def document(self):
         "The tree of the only document"
@@ -127,77 +163,43 @@ class _Composer:
 
     def node(self, e, depth, key=None, key_end=None):
         "The node that starts with event `e`; `key` is the source of its name and `key_end` the index where its name ends"
-        ev, m = self.ev, e.start_mark
-        self.written += 1; self.count(1, m)
-        if self.written > MAX_VALUES: self.fail(f'more than {MAX_VALUES} values', m, 'Is this a configuration?')
-        if isinstance(e, ev.AliasEvent): return self.alias(e, key, depth)
-        if e.tag is not None: self.fail(f'a tag ({e.tag[:60]}); configurations hold plain data only', m, 'Remove it; a component is named by its key "type"')
-        if e.anchor in self.anchors: self.fail(f'the anchor &{e.anchor} is defined twice', m)
-        if e.anchor: self.anchors[e.anchor] = None
-        if isinstance(e, ev.ScalarEvent): node, end = self.scalar(e, key), e.end_mark.index
-        elif depth >= MAX_DEPTH: self.fail(f'nested deeper than {MAX_DEPTH} levels', m)
-        else: node, end = (self.mapping if isinstance(e, ev.MappingStartEvent) else self.list)(e, depth, key)
-        if e.anchor: self.anchors[e.anchor] = node
-        empty = m.index == e.end_mark.index and isinstance(e, ev.ScalarEvent)
-        if empty and key_end is not None: m_i = end = self.text.find(':', key_end)+1 or key_end
-        else: m_i = m.index
-        if not empty: end = len(self.text[m_i:end].rstrip())+m_i
-        self.spans[id(node)] = dict(start=m_i, end=end, col=m.column, key_end=key_end, block=getattr(e, 'flow_style', None) is False, alias=False, anchor=e.anchor)
+        m, name, start = e.start_mark, e.anchor, e.start_mark.index; self.count(m, 1)
+        if isinstance(e, self.ev.AliasEvent): node, end, name = self.alias(e, key, depth), e.end_mark.index, None
+        else:
+            if e.tag is not None: self.fail(f'a tag ({e.tag[:60]}); configurations hold plain data only', m, 'Remove it; a component is named by its key "type"')
+            if name in self.anchors: self.fail(f'the anchor &{name} is defined twice', m)
+            if name: self.anchors[name] = None
+            node, end = self.scalar(e, key) if isinstance(e, self.ev.ScalarEvent) else self.collection(e, depth, key)
+            if name: self.anchors[name] = node
+        if end == start and key_end is not None: start = end = self.text.find(':', key_end)+1
+        else: end = start + len(self.text[start:end].rstrip())
+        self.spans[id(node)] = dict(start=start, end=end, col=m.column, key_end=key_end, block=getattr(e, 'flow_style', None) is False)
         return node
 
-    def count(self, n, mark):
-        self.total += n
-        if self.total > MAX_EXPANDED: self.fail(f'more than {MAX_EXPANDED} values once aliases are expanded', mark)
-
     def scalar(self, e, key):
-        m = e.start_mark; src = key if key and m.index == e.end_mark.index else _at(self.source, m.line, m.column)
+        "Scalar and index of its end"
+        m = e.start_mark; src = key if key and m.index == e.end_mark.index else self.at(m)
         try: v = plain_value(e.value) if e.implicit[0] and not e.style else e.value
         except ValueError as err: self.fail(str(err), m)
         if flaw := scalar_flaw(v): self.fail(flaw, m)
-        return Node(v, src, key=key)
+        return Node(v, src, key=key), e.end_mark.index
 
-    def list(self, e, depth, key):
-        out = []; end = e.end_mark.index
-        while not isinstance(o := self.next(), self.ev.SequenceEndEvent):
-            out.append(self.node(o, depth+1)); end = self.spans[id(out[-1])]['end']
-        return Node(out, _at(self.source, e.start_mark.line, e.start_mark.column), key=key), o.end_mark.index if e.flow_style else end
-
-    def mapping(self, e, depth, key):
-        out = {}; end = e.end_mark.index
-        while not isinstance(o := self.next(), self.ev.MappingEndEvent):
-            k = self.key(o, out); v = self.next()
-            out[k] = self.node(v, depth+1, _at(self.source, o.start_mark.line, o.start_mark.column), o.end_mark.index); end = self.spans[id(out[k])]['end']
-        return Node(out, _at(self.source, e.start_mark.line, e.start_mark.column), key=key), o.end_mark.index if e.flow_style else end
-
-    def key(self, e, seen):
-        "The string that event `e` stands for as a key"
-        m = e.start_mark
-        if not isinstance(e, self.ev.ScalarEvent): self.fail('a key must be a single string', m)
-        if e.tag is not None or e.anchor: self.fail('a key cannot have a tag or an anchor', m)
-        k = e.value
-        if not e.style:
-            if k == '<<': self.fail('the merge key << is not part of YAML 1.2', m, 'Use _base_ or $ref')
-            v = ... if re.fullmatch(r'-?(0|[1-9][0-9]{0,18})', k) else plain_value(k) if len(k) < 40 else k
-            if v is not ... and not isinstance(v, str): self.fail(f'the key {k} is not a string', m, f"Write '{k}' in quotes")
-        if flaw := scalar_flaw(k): self.fail(flaw, m)
-        if k in seen: self.fail(f'the key {k!r} stands twice in one mapping, first at {seen[k].at}', m, 'Remove one of the two')
-        return k
+    def collection(self, e, depth, key):
+        "Mapping or list and index of its end"
+        ev = self.ev; dic = isinstance(e, ev.MappingStartEvent); out = {} if dic else []; end = e.end_mark.index
+        if depth >= MAX_DEPTH: self.fail(f'nested deeper than {MAX_DEPTH} levels', e.start_mark)
+        while not isinstance(o := self.next(), ev.CollectionEndEvent):
+            if dic: k = _key_of(self, o, out); out[k] = n = self.node(self.next(), depth+1, self.at(o.start_mark), o.end_mark.index)
+            else: out.append(n := self.node(o, depth+1))
+            end = self.spans[id(n)]['end']
+        return Node(out, self.at(e.start_mark), key=key), o.end_mark.index if e.flow_style else end
 
     def alias(self, e, key, depth):
-        "A copy of the anchored node, counted"
-        m = e.start_mark
-        if e.anchor not in self.anchors: self.fail(f'the alias *{e.anchor} has no anchor above it', m)
-        if (node := self.anchors[e.anchor]) is None: self.fail(f'the anchor &{e.anchor} contains itself', m)
-        new = self.copy(node, m, depth); new.key = key
-        self.spans[id(new)] = dict(start=m.index, end=e.end_mark.index, col=m.column, key_end=None, block=False, alias=True, anchor=None)
+        "A copy of the anchored node under its new name"
+        if e.anchor not in self.anchors: self.fail(f'the alias *{e.anchor} has no anchor above it', e.start_mark)
+        if (node := self.anchors[e.anchor]) is None: self.fail(f'the anchor &{e.anchor} contains itself', e.start_mark)
+        new = _copy_of(self, node, e.start_mark, depth); new.key = key
         return new
-
-    def copy(self, node, mark, depth):
-        v = node.value; self.count(1, mark)
-        if depth > MAX_DEPTH: self.fail(f'nested deeper than {MAX_DEPTH} levels once aliases are expanded', mark)
-        if isinstance(v, dict): v = {k: self.copy(o, mark, depth+1) for k,o in v.items()}
-        elif isinstance(v, list): v = [self.copy(o, mark, depth+1) for o in v]
-        return Node(v, node.source, key=node.key)
 
 # %% ../../nbs/core/052_yaml.ipynb #9f49c0ab
 def read_yaml(
