@@ -105,6 +105,7 @@ def read_override(
     fix = 'Write it like model.num_convs=2'
     source = source or Source('command', join_path(split_path(path)) if pair else text)
     if not eq or not path.strip(): raise ConfigError(explain(f'{text!r} is not of the form path=value', 'command line', fix))
+    if not pair and re.search(r'\s#', val) and not re.search('["\']', val): raise ConfigError(explain('the rest of the value after # would be a comment in YAML', source, 'Put it in quotes'))
     if not pair and not val.strip(): raise ConfigError(explain('the value is missing', source, "Write null for nothing, '' for empty text"))
     node = to_node(val, source) if pair else _flat(read_yaml(text=val, source=source), source)
     for p in reversed(split_path(path.strip() if isinstance(path, str) else path)): node = Node({str(p): node}, source)
