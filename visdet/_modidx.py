@@ -150,6 +150,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'visdet.bench.gate._band': ('bench/gate.html#_band', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate._baseline': ('bench/gate.html#_baseline', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate._both': ('bench/gate.html#_both', 'visdet/bench/gate.py'),
+                                   'visdet.bench.gate._busy': ('bench/gate.html#_busy', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate._checkout': ('bench/gate.html#_checkout', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate._device': ('bench/gate.html#_device', 'visdet/bench/gate.py'),
                                    'visdet.bench.gate._git': ('bench/gate.html#_git', 'visdet/bench/gate.py'),

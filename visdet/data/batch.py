@@ -12,6 +12,7 @@ from fasttransform import ItemTransform
 from ..core.basics import ConfigError, explain, unknown
 from ..core.cases import bench_case
 from ..core.registry import register
+from ..core.types import Positive, Share
 from .targets import Targets, make_targets
 
 # %% ../../nbs/data/280_batch.ipynb #79248fbd
@@ -56,8 +57,8 @@ class Normalize(ItemTransform):
     "Bytes to normalised floats, padding exactly zero; decodes back to bytes for showing"
     order = 99
     def __init__(self,
-        mean, # One number a channel, scale 0..1
-        std, # One number a channel, scale 0..1
+        mean:list[float], # One number a channel, scale 0..1
+        std:list[Positive], # One number a channel, scale 0..1
         channels_last:bool=True, # Memory format of the result
     ):
         super().__init__()
@@ -123,11 +124,11 @@ class ColourJitter(ItemTransform):
     "Random brightness, contrast, saturation and hue of each image, in training"
     order, split_idx = 10, 0
     def __init__(self,
-        bright:float=.2, # Factor is drawn from 1-bright to 1+bright
-        contrast:float=.2, # Likewise
-        sat:float=.2, # Likewise; three channels only
-        hue:float=0., # Part of a full turn, drawn from -hue to hue; three channels only
-        p:float=.8, # Share of the images that are changed
+        bright:Share=.2, # Factor is drawn from 1-bright to 1+bright
+        contrast:Share=.2, # Likewise
+        sat:Share=.2, # Likewise; three channels only
+        hue:Share=0., # Part of a full turn, drawn from -hue to hue; three channels only
+        p:Share=.8, # Share of the images that are changed
     ):
         super().__init__()
         for k,v in dict(bright=bright, contrast=contrast, sat=sat, hue=hue, p=p).items():

@@ -6,14 +6,20 @@
 __all__ = ['faster_rcnn']
 
 # %% ../../nbs/models/430_faster_rcnn.ipynb #a89c5254
+from pathlib import Path
+from torch import nn
+from typing import Literal
 from ..core.registry import entry
+from ..core.types import Amount, Count, Pair, Positive, Share, Whole
 from ..cv.coders import DeltaCoder
 from ..cv.priors import AnchorGenerator
 from .detector import class_table, model_cases
 from .two_stage import *
-from ..nn.assign import MaxIoUAssigner
+from ..nn.assign import LowRule, MaxIoUAssigner
 from ..nn.body import create_body
+from ..nn.dense import StrideRule
 from ..nn.fpn import FPN
+from ..nn.losses import CodeLoss
 from ..nn.roi_head import BoxHead
 from ..nn.rpn import RPN
 from ..nn.sample import RandomSampler
@@ -27,45 +33,45 @@ def _stage_one(neck, channels, sizes, scale, ratios, round_anchors, stride_rule,
 # %% ../../nbs/models/430_faster_rcnn.ipynb #64c1a05e
 @entry()
 def faster_rcnn(
-    num_classes=None, # Number of classes, or their names
-    vocab:list=None, # Class names, `dls.vocab`
-    body='resnet50', # See `create_body`
+    num_classes:Count|list[str]=None, # Number of classes, or their names
+    vocab:list[str]=None, # Class names, `dls.vocab`
+    body:str|nn.Module='resnet50', # See `create_body`
     pretrained:bool=False, # Fetch ImageNet weights for the body?
-    weights=None, # Local file of weights for the body
-    nodes:list=None, # Submodules of the body whose outputs are its maps
-    in_chans:int=3, # Channels of the images
-    frozen_stages:int=0, # Stages of the body that never change
-    norm:str='bn', # Body's batch norms: 'bn' | 'frozen'
-    out:tuple=None, # Strides of the body's maps; those it has of 4, 8, 16 and 32 by default
-    levels:int=5, # Levels of the pyramid
-    channels:int=256, # Channels of the pyramid and the proposal network
-    hidden:int=1024, # Outputs of the linear layers of the second stage
-    scale:float=8, # Anchor size of a level, in strides
-    ratios:tuple=(0.5,1.,2.), # Height over width of the anchors
-    sizes:list=None, # Anchor sizes of each level in pixels, instead of `scale`
+    weights:str|Path=None, # Local file of weights for the body
+    nodes:list[str]=None, # Submodules of the body whose outputs are its maps
+    in_chans:Count=3, # Channels of the images
+    frozen_stages:Whole=0, # Stages of the body that never change
+    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
+    out:tuple[Count, ...]=None, # Strides of the body's maps; those it has of 4, 8, 16 and 32 by default
+    levels:Count=5, # Levels of the pyramid
+    channels:Count=256, # Channels of the pyramid and the proposal network
+    hidden:Count=1024, # Outputs of the linear layers of the second stage
+    scale:Positive=8, # Anchor size of a level, in strides
+    ratios:tuple[Positive, ...]=(0.5,1.,2.), # Height over width of the anchors
+    sizes:list[Positive|list[Positive]]=None, # Anchor sizes of each level in pixels, instead of `scale`
     round_anchors:bool=False, # Round anchors to whole pixels?
-    stride_rule:str='declared', # See `Levels`
-    delta_clip:tuple=(-4.135166556742356, 4.135166556742356), # Limits of log ratios in decoding, both stages
-    rpn_convs:int=1, # 3x3 convolutions of the proposal network
-    rpn_pos:float=0.7, # First stage: least overlap of a positive
-    rpn_neg:float=0.3, # First stage: background below this
-    rpn_low:str='gt', # First stage: see `MaxIoUAssigner`
-    rpn_min_pos:float=0.3, # First stage: least overlap of the best anchors of an object
-    rpn_num:int=256, # First stage: anchors sampled in an image
-    rpn_share:float=0.5, # First stage: greatest share of positives
-    rpn_nms:float=0.7, # Overlap for suppression of proposals
-    pre:tuple=(2000,1000), # Best anchors of a level before suppression, in training and else
-    post:tuple=(1000,1000), # Proposals of an image, in training and else
-    roi_pos:float=0.5, # Second stage: least overlap of a positive, background below
-    roi_num:int=512, # Second stage: regions sampled in an image
-    roi_share:float=0.25, # Second stage: greatest share of positives
-    sampling_ratio:int=2, # Readings a side of a pooled cell; 0 is as many as it has pixels
+    stride_rule:StrideRule='declared', # See `Levels`
+    delta_clip:Pair=(-4.135166556742356, 4.135166556742356), # Limits of log ratios in decoding, both stages
+    rpn_convs:Whole=1, # 3x3 convolutions of the proposal network
+    rpn_pos:Share=0.7, # First stage: least overlap of a positive
+    rpn_neg:Share=0.3, # First stage: background below this
+    rpn_low:LowRule='gt', # First stage: see `MaxIoUAssigner`
+    rpn_min_pos:Share=0.3, # First stage: least overlap of the best anchors of an object
+    rpn_num:Count=256, # First stage: anchors sampled in an image
+    rpn_share:Share=0.5, # First stage: greatest share of positives
+    rpn_nms:Share=0.7, # Overlap for suppression of proposals
+    pre:tuple[Count, Count]=(2000,1000), # Best anchors of a level before suppression, in training and else
+    post:tuple[Count, Count]=(1000,1000), # Proposals of an image, in training and else
+    roi_pos:Share=0.5, # Second stage: least overlap of a positive, background below
+    roi_num:Count=512, # Second stage: regions sampled in an image
+    roi_share:Share=0.25, # Second stage: greatest share of positives
+    sampling_ratio:Whole=2, # Readings a side of a pooled cell; 0 is as many as it has pixels
     aligned:bool=True, # See `roi_align`
-    reg_loss:str='l1', # Box terms: 'l1' | 'smooth_l1'
-    min_size:tuple=(0.,0.), # Least side of a proposal and of a detection, pixels
-    score_thr:float=0.05, # Least score of a detection
-    nms_thr:float=0.5, # Overlap for suppression
-    max_num:int=100, # Detections of an image
+    reg_loss:CodeLoss='l1', # Box terms: 'l1' | 'smooth_l1'
+    min_size:tuple[Amount, Amount]=(0.,0.), # Least side of a proposal and of a detection, pixels
+    score_thr:Share=0.05, # Least score of a detection
+    nms_thr:Share=0.5, # Overlap for suppression
+    max_num:Count=100, # Detections of an image
 )->TwoStage:
     "Faster R-CNN over any body"
     n, vocab = class_table(num_classes, vocab)

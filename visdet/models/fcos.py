@@ -6,44 +6,51 @@
 __all__ = ['fcos']
 
 # %% ../../nbs/models/420_fcos.ipynb #473ba28a
+from pathlib import Path
+from torch import nn
+from typing import Literal
 from ..core.registry import entry
+from ..core.types import Count, Positive, Share, Whole
 from .detector import *
 from ..nn.assign import PointAssigner
 from ..nn.body import create_body
+from ..nn.dense import StrideRule
 from ..nn.fpn import FPN
+from ..nn.layers import NormKind
+from ..nn.losses import OverlapLoss
 from ..nn.point_head import PointHead
 
 # %% ../../nbs/models/420_fcos.ipynb #37782b44
 @entry()
 def fcos(
-    num_classes=None, # Number of classes, or their names
-    vocab:list=None, # Class names, `dls.vocab`
-    body='resnet50', # See `create_body`
+    num_classes:Count|list[str]=None, # Number of classes, or their names
+    vocab:list[str]=None, # Class names, `dls.vocab`
+    body:str|nn.Module='resnet50', # See `create_body`
     pretrained:bool=False, # Fetch ImageNet weights for the body?
-    weights=None, # Local file of weights for the body
-    nodes:list=None, # Submodules of the body whose outputs are its maps
-    in_chans:int=3, # Channels of the images
-    frozen_stages:int=0, # Stages of the body that never change
-    norm:str='bn', # Body's batch norms: 'bn' | 'frozen'
-    out:tuple=None, # Strides of the body's maps; those it has of 8, 16 and 32 by default
-    levels:int=5, # Levels of the pyramid
-    extra:str='on_output', # How added levels are made, see `FPN`
+    weights:str|Path=None, # Local file of weights for the body
+    nodes:list[str]=None, # Submodules of the body whose outputs are its maps
+    in_chans:Count=3, # Channels of the images
+    frozen_stages:Whole=0, # Stages of the body that never change
+    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
+    out:tuple[Count, ...]=None, # Strides of the body's maps; those it has of 8, 16 and 32 by default
+    levels:Count=5, # Levels of the pyramid
+    extra:Literal['pool', 'on_input', 'on_output']='on_output', # How added levels are made, see `FPN`
     extra_relu:bool=True, # Activation between added levels?
-    channels:int=256, # Channels of the pyramid and the head
-    num_convs:int=4, # Convolutions of each tower
-    head_norm='gn', # Norm in the towers, see `make_norm`
-    act:str='exp', # What makes distances positive: 'exp' | 'relu'
+    channels:Count=256, # Channels of the pyramid and the head
+    num_convs:Whole=4, # Convolutions of each tower
+    head_norm:NormKind='gn', # Norm in the towers, see `make_norm`
+    act:Literal['exp', 'relu']='exp', # What makes distances positive: 'exp' | 'relu'
     scales:bool=True, # A learned factor for each level?
-    offset:float=0.5, # Place of a point in its cell
-    stride_rule:str='declared', # See `Levels`
-    radius:float=1.5, # Greatest distance of a positive point from the centre, strides; None for the whole box
-    reg_loss:str='giou', # Box term: 'iou' | 'giou' | 'diou' | 'ciou'
+    offset:Share=0.5, # Place of a point in its cell
+    stride_rule:StrideRule='declared', # See `Levels`
+    radius:Positive|None=1.5, # Greatest distance of a positive point from the centre, strides; None for the whole box
+    reg_loss:OverlapLoss='giou', # Box term: 'iou' | 'giou' | 'diou' | 'ciou'
     reg_by_ctr:bool=True, # Weight the box term by centre-ness?
-    score:str='product', # Class and centre-ness: 'product' | 'sqrt'
-    score_thr:float=0.05, # Least score of a detection
-    nms_thr:float=0.5, # Overlap for suppression
-    pre:int=1000, # Candidates of a level
-    max_num:int=100, # Detections of an image
+    score:Literal['product', 'sqrt']='product', # Class and centre-ness: 'product' | 'sqrt'
+    score_thr:Share=0.05, # Least score of a detection
+    nms_thr:Share=0.5, # Overlap for suppression
+    pre:Count=1000, # Candidates of a level
+    max_num:Count=100, # Detections of an image
 )->Detector:
     "FCOS over any body"
     n, vocab = class_table(num_classes, vocab)

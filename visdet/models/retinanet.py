@@ -6,51 +6,58 @@
 __all__ = ['retinanet']
 
 # %% ../../nbs/models/410_retinanet.ipynb #aeb8693a
+from pathlib import Path
+from torch import nn
+from typing import Literal
 from ..core.registry import entry
+from ..core.types import Amount, Count, Pair, Positive, Share, Whole
 from .detector import *
 from ..nn.anchor_head import AnchorHead
-from ..nn.assign import MaxIoUAssigner
+from ..nn.assign import LowRule, MaxIoUAssigner
 from ..nn.body import create_body
+from ..nn.dense import StrideRule
 from ..nn.fpn import FPN
 from ..cv.priors import AnchorGenerator, octave_sizes
 from ..cv.coders import DeltaCoder
+from ..nn.layers import NormKind
+from ..nn.losses import BoxLoss
 
 # %% ../../nbs/models/410_retinanet.ipynb #2482f45b
 @entry()
 def retinanet(
-    num_classes=None, # Number of classes, or their names
-    vocab:list=None, # Class names, `dls.vocab`
-    body='resnet50', # See `create_body`
+    num_classes:Count|list[str]=None, # Number of classes, or their names
+    vocab:list[str]=None, # Class names, `dls.vocab`
+    body:str|nn.Module='resnet50', # See `create_body`
     pretrained:bool=False, # Fetch ImageNet weights for the body?
-    weights=None, # Local file of weights for the body
-    nodes:list=None, # Submodules of the body whose outputs are its maps
-    in_chans:int=3, # Channels of the images
-    frozen_stages:int=0, # Stages of the body that never change
-    norm:str='bn', # Body's batch norms: 'bn' | 'frozen'
-    out:tuple=None, # Strides of the body's maps; those it has of 8, 16 and 32 by default
-    levels:int=5, # Levels of the pyramid
-    extra:str='on_input', # How added levels are made, see `FPN`
+    weights:str|Path=None, # Local file of weights for the body
+    nodes:list[str]=None, # Submodules of the body whose outputs are its maps
+    in_chans:Count=3, # Channels of the images
+    frozen_stages:Whole=0, # Stages of the body that never change
+    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
+    out:tuple[Count, ...]=None, # Strides of the body's maps; those it has of 8, 16 and 32 by default
+    levels:Count=5, # Levels of the pyramid
+    extra:Literal['pool', 'on_input', 'on_output']='on_input', # How added levels are made, see `FPN`
     extra_relu:bool=False, # Activation between added levels?
-    channels:int=256, # Channels of the pyramid and the head
-    num_convs:int=4, # Convolutions of each tower
-    head_norm=None, # Norm in the towers, see `make_norm`
-    base:float=4, # First anchor size of a level, in strides
-    per_octave:int=3, # Anchor sizes an octave
-    ratios:tuple=(0.5,1.,2.), # Height over width of the anchors
-    sizes:list=None, # Anchor sizes of each level in pixels, instead of `base` and `per_octave`
+    channels:Count=256, # Channels of the pyramid and the head
+    num_convs:Whole=4, # Convolutions of each tower
+    head_norm:NormKind=None, # Norm in the towers, see `make_norm`
+    base:Positive=4, # First anchor size of a level, in strides
+    per_octave:Count=3, # Anchor sizes an octave
+    ratios:tuple[Positive, ...]=(0.5,1.,2.), # Height over width of the anchors
+    sizes:list[Positive|list[Positive]]=None, # Anchor sizes of each level in pixels, instead of `base` and `per_octave`
     round_anchors:bool=False, # Round anchors to whole pixels?
-    stride_rule:str='declared', # See `Levels`
-    delta_clip:tuple=(-4.135166556742356, 4.135166556742356), # Limits of log ratios in decoding
-    pos_thr:float=0.5, # Least overlap of a positive
-    neg_thr:float=0.4, # Background below this overlap
-    low_quality:str='gt', # See `MaxIoUAssigner`
-    average:str='batch', # Divide by the positives of the 'batch' | 'image'
-    reg_loss:str='l1', # Box term: 'l1' | 'smooth_l1' | 'iou' | 'giou' | 'diou' | 'ciou'
-    reg_weight:float=1., # Factor of the box term
-    score_thr:float=0.05, # Least score of a detection
-    nms_thr:float=0.5, # Overlap for suppression
-    pre:int=1000, # Candidates of a level
-    max_num:int=100, # Detections of an image
+    stride_rule:StrideRule='declared', # See `Levels`
+    delta_clip:Pair=(-4.135166556742356, 4.135166556742356), # Limits of log ratios in decoding
+    pos_thr:Share=0.5, # Least overlap of a positive
+    neg_thr:Share=0.4, # Background below this overlap
+    low_quality:LowRule='gt', # See `MaxIoUAssigner`
+    average:Literal['batch', 'image']='batch', # Divide by the positives of the 'batch' | 'image'
+    reg_loss:BoxLoss='l1', # Box term: 'l1' | 'smooth_l1' | 'iou' | 'giou' | 'diou' | 'ciou'
+    reg_weight:Amount=1., # Factor of the box term
+    score_thr:Share=0.05, # Least score of a detection
+    nms_thr:Share=0.5, # Overlap for suppression
+    pre:Count=1000, # Candidates of a level
+    max_num:Count=100, # Detections of an image
 )->Detector:
     "RetinaNet over any body"
     n, vocab = class_table(num_classes, vocab)
