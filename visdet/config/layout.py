@@ -260,11 +260,11 @@ def _draw_bundle(group, cards, way):
     said = ', '.join(dict.fromkeys(o.label for o in group if o.label))
     if said:
         (x,y), (u,v) = start(group[0]), end(group[0])
-        res.append(_text((way[0][0]+way[0][1])/2, way[0][2]-6, said, anchor='middle') if way else _text((x+u)/2, (y+v)/2-6, said, anchor='middle'))
+        res.append(_text((way[0][0]+way[0][1])/2, way[0][2]-6, said, anchor='middle') if way else _text(u-9, v-7, said, anchor='end'))
     return f'<g class="a{" dashed" if group[0].dashed else ""}" data-from="{group[0].src}" data-to="{group[0].dst}">{"".join(res)}</g>'
 
 # %% ../../nbs/config/935_layout.ipynb #45f8c106
-def _arrange(cards, arrows, gap=26, between=78):
+def _arrange(cards, arrows, gap=26, between=62):
     "Places for all cards; returns for each pair of boxes its arrows and the points between"
     groups = {}
     for o in arrows: groups.setdefault((o.src, o.dst), []).append(o)
@@ -273,7 +273,7 @@ def _arrange(cards, arrows, gap=26, between=78):
     col, ways = joints(col, ahead)
     height = [c.h for c in cards]+[8]*(len(col)-len(cards))
     port = lambda i, row: cards[i].port(row)-cards[i].h/2 if i < len(cards) else 0
-    ends = lambda pair, at, rows: median(port(at, getattr(o, rows)) for o in groups[pair])
+    ends = lambda pair, at, rows: median(port(at, None if None in (o.src_row, o.dst_row) else getattr(o, rows)) for o in groups[pair])
     links = [(a, b, ends(p, a, 'src_row') if a == p[0] else 0, ends(p, b, 'dst_row') if b == p[1] else 0) for p,w in ways.items() for a,b in zip(w, w[1:])]
     cols = order_columns(col, [l[:2] for l in links])
     y = place_columns(cols, height, links, gap, len(cards))
@@ -317,11 +317,11 @@ for(const a of document.querySelectorAll('.a'))if(a.dataset.from==i||a.dataset.t
 for(const o of all)o.classList.toggle('dim',o.dataset.box?!near.has(o.dataset.box):o.dataset.from!=i&&o.dataset.to!=i)});
 b.addEventListener('pointerleave',()=>{for(const o of all)o.classList.remove('dim')})}'''
 
-_page_style = '''body{margin:0;font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1e293b;background:#f8fafc}main{max-width:1500px;margin:0 auto;padding:18px}
-.pic{overflow-x:auto;background:#fff;border:1px solid #e2e8f0;border-radius:12px;padding:6px}.vdg{display:block;margin:0 auto}.dim{opacity:.18}.b,.a{transition:opacity .12s}
+_page_style = '''body{margin:0;font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#1e293b;background:#f8fafc}main{max-width:1800px;margin:0 auto;padding:18px}
+.pic{overflow-x:auto;background:#fff;border:1px solid #e2e8f0;border-radius:12px;padding:6px}.vdg{display:block;margin:0 auto;max-width:max(100%,70vw);height:auto}.dim{opacity:.18}.b,.a{transition:opacity .12s}
 input{font:inherit;padding:5px 9px;border:1px solid #94a3b8;border-radius:6px;margin:18px 10px 8px 0;min-width:260px}output{color:#64748b}
-.tab{overflow-x:auto;background:#fff;border:1px solid #e2e8f0;border-radius:12px}table{border-collapse:collapse;width:100%;font-size:13px}th{text-align:left;background:#f1f5f9;font-weight:600}
-th,td{padding:5px 12px;border-bottom:1px solid #eef2f6;vertical-align:top;overflow-wrap:anywhere}td{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px}tr:last-child td{border:0}tbody tr:hover{background:#f8fafc}'''
+.tab{overflow-x:auto;background:#fff;border:1px solid #e2e8f0;border-radius:12px}table{border-collapse:collapse;width:100%;font-size:13px}th{text-align:left;white-space:nowrap;background:#f1f5f9;font-weight:600}
+th,td{padding:5px 12px;border-bottom:1px solid #eef2f6;vertical-align:top;overflow-wrap:break-word}td{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px}tr:last-child td{border:0}tbody tr:hover{background:#f8fafc}'''
 
 # %% ../../nbs/config/935_layout.ipynb #a86c84d8
 def _digest(s): return f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'"
