@@ -186,3 +186,28 @@ def test_recorded_rates():
         pytest.skip("no recorded experiment: python benchmarks/gate_errors.py")
     r = gate_rates(path).set_index("planted")
     assert (r.trials >= 200).all() and r.rate[0.0] <= 0.01 and r.rate[0.1] >= 0.95 and r.rate[0.2] >= 0.99
+
+
+def test_a_busy_machine_accuses_nobody(monkeypatch):
+    "Against a record, a slower case that waited for a core both times is 'not enough data'; one that waited once is slower"
+    from types import SimpleNamespace
+
+    from visdet.bench import gate as g
+    from visdet.bench.result import CaseResult, new_run
+    from visdet.bench.stats import spread
+
+    def result(name, t, flags=()):
+        blocks = [t * (1 + 0.001 * i) for i in range(20)]
+        return CaseResult(case=f"op/{name}", kind="op", component=name, mode="forward", blocks=blocks, wall=spread(blocks), flags=list(flags))
+
+    def run(*results):
+        return new_run("quick").model_copy(update=dict(results=list(results)))
+
+    busy = "throttled: waited 30%"
+    old, new = run(result("a", 1e-3), result("b", 1e-3)), run(result("a", 2e-3, [busy]), result("b", 2e-3, [busy]))
+    again = {"a": result("a", 2e-3, [busy]), "b": result("b", 2e-3)}
+    monkeypatch.setattr(g, "plan", lambda suite: [(SimpleNamespace(component=n), {}, ["forward"]) for n in "ab"])
+    monkeypatch.setattr(g, "case_id", lambda k, p: f"op/{k.component}")
+    monkeypatch.setattr(g, "measure_case", lambda k, *a: [again[k.component]])
+    c = g._again(g.compare(old, new), new, SimpleNamespace(budget=1), "cpu", old, 0.05)
+    assert c.df.set_index("component").verdict.to_dict() == {"a": "not enough data", "b": "slower"}

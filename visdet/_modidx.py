@@ -1574,6 +1574,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'visdet.cv.roi.RoIPooler.extra_repr': ('cv/roi.html#roipooler.extra_repr', 'visdet/cv/roi.py'),
                                'visdet.cv.roi.RoIPooler.forward': ('cv/roi.html#roipooler.forward', 'visdet/cv/roi.py'),
                                'visdet.cv.roi.RoIPooler.levels': ('cv/roi.html#roipooler.levels', 'visdet/cv/roi.py'),
+                               'visdet.cv.roi._alike': ('cv/roi.html#_alike', 'visdet/cv/roi.py'),
                                'visdet.cv.roi._axis': ('cv/roi.html#_axis', 'visdet/cv/roi.py'),
                                'visdet.cv.roi._bench_align': ('cv/roi.html#_bench_align', 'visdet/cv/roi.py'),
                                'visdet.cv.roi._bench_pooler': ('cv/roi.html#_bench_pooler', 'visdet/cv/roi.py'),

@@ -223,10 +223,15 @@ def _again(c, run, suite, device, baseline, threshold):
     if not bad: return c
     todo = [(k, p, [m for m in modes if (case_id(k, p), m) in bad]) for k,p,modes in plan(suite)]
     more = run.model_copy(update=dict(results=[r for k,p,ms in todo if ms for r in measure_case(k, p, ms, device, suite, suite.budget)]))
-    twice = {(r.case, r['mode']) for _,r in compare(baseline, more, threshold).bad.iterrows()}
+    twice = {(r.case, r['mode']) for _,r in compare(baseline, more, threshold).bad.iterrows()}; busy = _busy(run) & _busy(more)
     for i,r in c.bad.iterrows():
-        if (r.case, r['mode']) not in twice: c.df.loc[i, 'verdict'] = 'not enough data'; c.df.loc[i, 'note'] = '; '.join(o for o in ('not confirmed by a second measurement', r.note) if o)
+        k = r.case, r['mode']; why = 'not confirmed by a second measurement' if k not in twice else 'the machine was busy' if k in busy and r.verdict == 'slower' else ''
+        if why: c.df.loc[i, 'verdict'] = 'not enough data'; c.df.loc[i, 'note'] = '; '.join(o for o in (why, r.note) if o)
     return c
+
+def _busy(run):
+    "Cases that had to wait for a core"
+    return {(r.case, r.mode) for r in run.results if any(o.startswith('throttled') for o in r.flags)}
 
 def _now(suite, filter, threads, device, bar):
     "A run of the suite"
