@@ -125,7 +125,7 @@ def place_columns(
     links:list, # (from, to, port in from, port in to): ports are measured from the middle
     gap:float=24, # Between two boxes of a column
     boxes:int=None, # How many are boxes and not joints; all by default
-    sweeps:int=12, # There and back
+    sweeps:int=13, # There and back
 )->list: # The middle of each box
     "Heights at which the links run as straight as they can"
     y, n = [0.]*len(height), len(height) if boxes is None else boxes
@@ -135,7 +135,7 @@ def place_columns(
         back = s%2
         for c in cols[::-1] if back else cols:
             ask = lambda i, top: [y[b]+q-p if back else y[a]+p-q for a,b,p,q in links if (a if back else b) == i and max(a, b) < top]
-            for i,v in zip(c, spread([median(ask(i, n) or ask(i, len(y)) or [y[i]]) for i in c], [height[i] for i in c], gap, [1 if i < n else .02 for i in c])): y[i] = v
+            for i,v in zip(c, spread([median(ask(i, n) or ask(i, len(y)) or [y[i]]) for i in c], [height[i] for i in c], gap, [1 if i < n else .001 for i in c])): y[i] = v
     top = min((m-h/2 for m,h in zip(y, height)), default=0)
     return [m-top for m in y]
 
@@ -298,9 +298,10 @@ class Diagram:
         cards = [_Card(b) for b in self.boxes]
         for o in self.arrows:
             if not (0 <= o.src < len(cards) and 0 <= o.dst < len(cards)): raise ConfigError(f'an arrow from box {o.src} to box {o.dst}, but there are {len(cards)}')
-        lines = ''.join(_draw_bundle(g, cards, w) for g,w in _arrange(cards, self.arrows))
+        bundles = _arrange(cards, self.arrows)
+        lines = ''.join(_draw_bundle(g, cards, w) for g,w in bundles)
         top = (62 if self.note else 46) if self.title else 16
-        w = max([c.x+c.w for c in cards]+[text_width(self.title, 18)*1.08, text_width(self.note, 11.5)])+40; h = max((c.y+c.h for c in cards), default=0)+top+22
+        w = max([c.x+c.w for c in cards]+[text_width(self.title, 18)*1.08, text_width(self.note, 11.5)])+40; h = max([c.y+c.h for c in cards]+[p[2] for _,w in bundles for p in w], default=0)+top+22
         name = (_text(20, 30, self.title, 'h') if self.title else '')+(_text(20, 48, self.note, 's') if self.note else '')
         return (f'<svg xmlns="http://www.w3.org/2000/svg" class="vdg" role="img" aria-label="{clean(self.title)}" viewBox="0 0 {w:.0f} {h:.0f}" width="{w:.0f}" height="{h:.0f}"><style>{STYLE}</style>'
                 f'<rect width="100%" height="100%" fill="#fff"/>{name}<g transform="translate(20 {top})">{lines}{"".join(_draw_card(c, i) for i,c in enumerate(cards))}</g></svg>')
