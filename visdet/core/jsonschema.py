@@ -57,11 +57,6 @@ _keys = {'_base_': dict(type=['string', 'array'], items=dict(type='string'), des
          '$ref': dict(type='string', description='Path of another value in this configuration, to be copied here')}
 _inherits = dict(anyOf=[dict(required=['_base_']), dict(required=['$ref']), dict(required=['_delete_'])])
 
-def _bases(names):
-    "The keys of inheritance, with presets to choose from"
-    base = _keys['_base_']
-    return dict(_keys, _base_=dict(anyOf=[dict(enum=sorted(names)), base], description=base['description']) if names else base)
-
 # %% ../../nbs/core/064_jsonschema.ipynb #e510952d
 class _Components(_Writer):
     "Definitions of components, made when they are first referred to"
@@ -69,6 +64,12 @@ class _Components(_Writer):
         "A reference to the definition called `name`"
         if name not in self.defs: self.defs[name] = None; self.defs[name] = make()
         return {'$ref': f'#/$defs/{name}'}
+
+    def keys(self, kind):
+        "The keys of inheritance, with presets to choose from"
+        base, names = _keys['_base_'], sorted(self.presets.get(kind, ()))
+        first = self.ref(f'_base_.{kind}', lambda: dict(anyOf=[dict(enum=names), base], description=base['description']) if names else base)
+        return dict(_base_=first) | {k: self.ref(k, lambda: _keys[k]) for k in ('_delete_', '$ref')}
 
     def row(self, o, open):
         "One parameter as a property"
@@ -79,13 +80,13 @@ class _Components(_Writer):
         "The definition of one component"
         e = self.cat[kind][name]; props = {o['name']: self.row(o, open) for o in e['params']}
         head = dict(type=dict(const=name, description=f'{kind} {name}: {e["doc"]}')) if kind != 'run' else {}
-        d = dict(type='object', title=name, description=e['doc'], properties=head | props | _bases(self.presets.get(kind, ())), additionalProperties=False)
+        d = dict(type='object', title=name, description=e['doc'], properties=head | props | self.keys(kind), additionalProperties=False)
         return d if open else d | dict(required=[*head, *(o['name'] for o in e['params'] if o['required'])])
 
     def untyped(self, kind):
         "Any key of any component of a kind"
         props = {o['name']: dict(description=o['doc']) for e in self.cat[kind].values() for o in e['params']}
-        return dict(type='object', properties=props | _bases(self.presets.get(kind, ())), additionalProperties=False)
+        return dict(type='object', properties=props | self.keys(kind), additionalProperties=False)
 
 # %% ../../nbs/core/064_jsonschema.ipynb #36f63f90
 class _Schema(_Components):
@@ -99,7 +100,7 @@ class _Schema(_Components):
         known = {p: t for p,t in self.presets.get(kind, {}).items() if t in names}
         preset = [{'if': {'not': dict(required=['type'])} | is_a('_base_', p), 'then': self.ref(f'{kind}.{t}+', lambda: self.component(kind, t, True))} for p,t in known.items()]
         rest = {'if': {'not': dict(required=['type'])}, 'then': self.ref(f'{kind}+', lambda: self.untyped(kind))}
-        return dict(type='object', properties=props | _bases(self.presets.get(kind, ())), allOf=typed + preset + [rest])
+        return dict(type='object', properties=props | self.keys(kind), allOf=typed + preset + [rest])
 
     def part(self, t, open, text=True):
         "A component: its name, a mapping, or a variable"
