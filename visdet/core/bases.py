@@ -100,10 +100,10 @@ def _local(name, by, at):
 # %% ../../nbs/core/058_bases.ipynb #61b1062d
 def _fetched(r, name, at):
     "The file at an address, by its digest or the lock"
-    from visdet.core.fetch import fetch
     url, _, frag = name.partition('#')
     if frag and not re.fullmatch('sha256=[0-9a-fA-F]{64}', frag): raise ConfigError(explain(f'{frag!r} is not a digest', at, 'Write #sha256= and 64 hexadecimal digits'))
     want = frag[7:].lower() or None
+    from visdet.core.fetch import fetch
     try: path = fetch(url, sha256=want, lock=r.lock, offline=r.offline, pin=r.pin) if r.pin else fetch(url, sha256=want, lock=r.lock, offline=r.offline)
     except ConfigError as e: raise ConfigError(f'{at}: {e}' if at else str(e)) from e
     dig = _digest(path)

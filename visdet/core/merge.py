@@ -148,12 +148,13 @@ class _Said(Node):
 
 class _Work:
     "One pass over a tree: heads already expanded, references by path, the chain in progress, and what has been made so far"
-    def __init__(self, root, env): self.root,self.env,self.heads,self.refs,self.texts,self.chain,self.nodes,self.chars = root,env,{},{},{},[],0,0
+    def __init__(self, root, env): self.root,self.env,self.heads,self.refs,self.texts,self.chain,self.nodes,self.chars,self.copies = root,env,{},{},{},[],0,0,0
 
     def fail(self, what, extra=(), at=None, fix=''):
         "A `ConfigError` that names the chain of references"
         links = [*self.chain, *extra]
-        names = ' -> '.join(f'{join_path(p) or "the root"} ({n.source})' for p,n in (links if len(links) <= 8 else [*links[:4], *links[-4:]]))
+        names = [f'{join_path(p) or "the root"} ({n.source})' for p,n in links]
+        names = ' -> '.join(names if len(names) <= 8 else [*names[:4], '...', *names[-4:]])
         raise ConfigError(explain(f'{what}{f": {names}" if names else ""}', at or (links[-1][1].source if links else ''), fix))
 
     def enter(self, path, node):
@@ -162,11 +163,11 @@ class _Work:
         self.chain.append((path, node))
         if len(self.chain) > _MAX_CHAIN: self.fail(f'a chain of more than {_MAX_CHAIN} references')
 
-    def made(self, path, node, chars=0):
+    def made(self, path, node, chars=0, inner=()):
         "Count what has been made"
-        self.nodes += 1; self.chars += chars
+        self.nodes += 10 if self.copies else 1; self.chars += chars
         if self.nodes > _MAX_NODES or self.chars > _MAX_TEXT or len(path) > MAX_DEPTH:
-            self.fail('references multiply beyond all measure', [(path[:i], o) for i in range(len(path)+1) for o in self.refs.get(path[:i], ())], node.source)
+            self.fail('references multiply beyond all measure', [(path[:i], o) for i in range(len(path)+1) for o in self.refs.get(path[:i], ())] + [*inner], node.source)
 
 # %% ../../nbs/core/054_merge.ipynb #8379b0d9
 def _ref(node):
@@ -244,9 +245,9 @@ def _text(w, node, path):
         if m[0] == '$${': return '${'
         if not body: raise ConfigError(explain(f'`{m[0]}` is not a variable', node.source, 'Write ${path}, and $${ for the characters themselves'))
         if body.startswith('env:'): return _env(w, body, node)
-        got = _walk(w, split_path(body), node)
+        got = _walk(w, split_path(body), node); inner = [(w.found, got)]
         res = _insert(w, _text(w, got, w.found).value if isinstance(got.value, str) else got.value, node, body)
-        w.made(path, node, len(res)); return res
+        w.made(path, node, len(res), inner); return res
     v = _token.sub(sub, node.value); w.chain.pop()
     env = re.fullmatch(r'\$\{\s*env:([^{},]*)(,[^{}]*)?\}', node.value)
     if env: v = _typed(v)
@@ -259,13 +260,15 @@ def _text(w, node, path):
 def _resolve(w, node, path):
     "The finished node at `path`"
     node = _head(w, node, path); v = node.value; w.made(path, node)
+    copy = bool(w.refs.get(path)); w.copies += copy
     if isinstance(v, dict):
         if _removes(node): raise ConfigError(explain(f'`_delete_`: there is no inherited {join_path(path)!r} to delete', node.at))
         _marked(node)
         if bad := next((k for k in v if '${' in k), None): raise ConfigError(explain(f'variables stand in values, not in names: {bad!r}', v[bad].at))
         v = {k: _resolve(w, o, (*path, k)) for k,o in v.items() if k != '_delete_'}
     elif isinstance(v, list): v = [_resolve(w, o, (*path, i)) for i,o in enumerate(v)]
-    elif isinstance(v, str) and '${' in v: return _text(w, node, path)
+    w.copies -= copy
+    if isinstance(v, str) and '${' in v: return _text(w, node, path)
     return Node(v, node.source, node.over, node.key)
 
 def substitute(
