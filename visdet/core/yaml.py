@@ -63,8 +63,8 @@ def _check_text(data, source):
         name = 'a NUL character' if m[0] == '\0' else f'the invisible character U+{ord(m[0]):04X}'
         raise ConfigError(explain(f'{name} in the text', _place(source, text[pos:], m.start()-pos), 'Remove it; where it is meant, write an escape such as "\\u00a0" in double quotes'))
     if max(text.count('\n'), text.count('\r')) > MAX_LINES: raise ConfigError(explain(f'more than {MAX_LINES} lines', source, 'Is this a configuration?'))
-    if len(word := max(text.split(), key=len, default='')) > MAX_WORD:
-        raise ConfigError(explain(f'a word of {len(word)} characters, at most {MAX_WORD}', _place(source, text[pos:], text.index(word)-pos), 'Is this a configuration?'))
+    if len(word := max((o for o in text.split() if '!' in o), key=len, default='')) > MAX_WORD:
+        raise ConfigError(explain(f'a word of {len(word)} characters with an exclamation mark, at most {MAX_WORD}', _place(source, text[pos:], text.index(word)-pos), 'Is this a configuration?'))
     return text[pos:]
 
 # %% ../../nbs/core/052_yaml.ipynb #f67eb60d
