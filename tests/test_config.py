@@ -246,10 +246,10 @@ def test_overrides_are_yaml():
 def with_variables(draw):
     "A tree in which text may refer to scalars by name, and whole values to anything; references point to earlier names only"
     plain = draw(st.dictionaries(st.sampled_from("abc"), st.one_of(scalars, st.lists(scalars, max_size=2), st.dictionaries(words, scalars, max_size=2)), min_size=1))
-    out, seen = dict(plain), list(plain)
+    out, seen, single = dict(plain), list(plain), {k for k, v in plain.items() if not isinstance(v, (dict, list))}
     for i in range(draw(st.integers(1, 6))):
         name = draw(st.sampled_from(seen))
-        one = not isinstance(out[name], (dict, list))
+        one = name in single
         ref = draw(st.sampled_from(["whole", "ref", "text", "env", "escaped"]))
         out[f"v{i}"] = (
             {"$ref": name, "extra": i} if ref == "ref" and isinstance(out[name], dict)
@@ -259,6 +259,8 @@ def with_variables(draw):
             else f"${{{name}}}"
         )
         seen.append(f"v{i}")
+        if one or isinstance(out[f"v{i}"], str) and out[f"v{i}"] != f"${{{name}}}":
+            single.add(f"v{i}")
     keys = draw(st.permutations(list(out)))
     return {k: out[k] for k in keys}
 

@@ -7,6 +7,7 @@ from fastai.vision.all import *
 
 from visdet.core.basics import VisdetError, DataError, ConfigError, CheckpointError, atomic_write, seed_everything, progress
 from visdet.core.registry import register, entry
+from visdet.core.config import Config, load_config
 from visdet.core.backends import backend
 from visdet.cv.boxes import box_area, convert_boxes, clip_boxes, scale_boxes, flip_boxes, shift_boxes, box_flaws
 from visdet.cv.iou import box_iou

@@ -1,5 +1,7 @@
 """Training: learner, loss, callbacks, checkpoints, and the registry: what a user of MMEngine looks for."""
 from visdet.core.registry import register, entry, names, lookup, params, check_kwargs, KINDS
+from visdet.core.config import Config, load_config, build
+from visdet.core.bases import load_tree, lock_bases, preset_names
 from visdet.engine.loss import *
 from visdet.engine.optim import *
 from visdet.engine.callbacks import *
