@@ -128,8 +128,12 @@ class Client:
         return path.as_uri()
 
     def problems(self, path, text=None):
-        "Diagnostics of a file: (line from 1, text underlined, message), sorted"
-        uri, until, lines = self.open(path, text), time.monotonic() + WAIT, (Path(path).read_text(encoding="utf-8") if text is None else text).splitlines()
+        "Diagnostics of a file, or of an unsaved one beside it: (line from 1, text underlined, message), sorted"
+        return self.diagnosed(self.open(path, text), Path(path).read_text(encoding="utf-8") if text is None else text)
+
+    def diagnosed(self, uri, text):
+        "Diagnostics of an open file, once they are there"
+        until, lines = time.monotonic() + WAIT, text.splitlines()
         while uri not in self.diagnostics:
             self._take(until)
         cut = lambda r: lines[r["start"]["line"]][r["start"]["character"] : r["end"]["character"] if r["end"]["line"] == r["start"]["line"] else None]
