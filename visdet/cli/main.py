@@ -43,6 +43,7 @@ def _run(args):
             from visdet.cli.demo import run_demo as f
         elif args.command == 'bench': from visdet.cli.bench import run_bench as f
         elif args.command == 'kernels': from visdet.cli.kernels import run_kernels as f
+        elif args.command == 'config': from visdet.cli.config import run_config as f
         else:
             from visdet.cli import commands
             f = getattr(commands, f'run_{args.command}')
