@@ -955,6 +955,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'visdet.config.mmdet_read.public_names': ( 'config/mmdet_read.html#public_names',
                                                                                      'visdet/config/mmdet_read.py'),
                                           'visdet.config.mmdet_read.read_mmdet': ( 'config/mmdet_read.html#read_mmdet',
+                                                                                   'visdet/config/mmdet_read.py'),
+                                          'visdet.config.mmdet_read.read_names': ( 'config/mmdet_read.html#read_names',
                                                                                    'visdet/config/mmdet_read.py')},
             'visdet.config.mmdet_run': { 'visdet.config.mmdet_run._brief': ('config/mmdet_run.html#_brief', 'visdet/config/mmdet_run.py'),
                                          'visdet.config.mmdet_run._crop_of': ( 'config/mmdet_run.html#_crop_of',
