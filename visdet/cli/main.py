@@ -66,4 +66,5 @@ def main(
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 141
     except Exception as e:
         if debug or not is_mistake(e): raise
-        print(f'visdet: error: {one_line(e)}', file=sys.stderr); return 2
+        listed = isinstance(e, VisdetError) and 'problems in the configuration:' in str(e) # one line for each
+        print(f'visdet: error: {e if listed else one_line(e)}', file=sys.stderr); return 2
