@@ -10,14 +10,12 @@ from scipy import ndimage
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from visdet.core.basics import ConfigError, DataError
-from visdet.core.kernels import kernels_missing
 from visdet.cv.components import connected_components
-from visdet.cv.masks import _pack, _rles_of, _runs, masks_to_boxes, polygons_to_rle, rle_area, rle_decode, rle_encode, rle_iou, rle_merge, rle_to_box
+from visdet.cv.masks import _rles_of, _runs, masks_to_boxes, polygons_to_rle, rle_area, rle_decode, rle_encode, rle_iou, rle_merge, rle_to_box
 from visdet.cv.paste import _lerp, paste_masks, paste_rles
 
 stacks = st.tuples(st.integers(1, 4), st.integers(1, 20), st.integers(1, 90)).flatmap(lambda s: arrays(np.bool_, s))
 quick = settings(max_examples=60, deadline=None)
-kernels = pytest.mark.skipif(kernels_missing() is not None, reason=str(kernels_missing()))
 
 
 def of_coco(a):
@@ -183,25 +181,6 @@ def test_winding_component(b):
     assert connected_components(np.zeros((2, 3, 0, 4)), backend=b)[1].shape == (2, 3)
     with pytest.raises(ConfigError):
         connected_components(a, 5, b)
-
-
-@kernels
-def test_kernels_keep_their_declarations():
-    ops, check = torch.ops.visdet, torch.library.opcheck
-    a = torch.from_numpy(np.random.default_rng(0).random((3, 9, 14)) < .5)
-    codes, ends = _pack(rle_encode(a))
-    shapes = ("test_schema", "test_faketensor")
-    check(ops.rle_encode, (a,), test_utils="test_schema")
-    check(ops.rle_decode, (torch.zeros(3, 9, 14, dtype=torch.uint8), codes, ends), test_utils=shapes)
-    check(ops.rle_measure, (codes, ends, torch.tensor([[9, 14]] * 3)), test_utils=shapes)
-    check(ops.rle_iou, (codes, ends, codes, ends, torch.tensor([True, False, True]), 9, 14), test_utils=shapes)
-    check(ops.rle_merge, (codes, ends, 9 * 14, False), test_utils="test_schema")
-    check(ops.rle_polygons, (torch.rand(6, 2, dtype=torch.float64) * 9, torch.tensor([0, 3, 6]), torch.tensor([0, 2]), 9, 14), test_utils="test_schema")
-    p, boxes = squares(0, 3, 7, 9, 14)
-    check(ops.paste_masks, (torch.zeros(3, 9, 14, dtype=torch.bool), p, boxes, .5), test_utils=shapes)
-    check(ops.paste_rles, (p, boxes, 9, 14, .5), test_utils="test_schema")
-    check(ops.masks_to_boxes, (a,), test_utils=shapes)
-    check(ops.connected_components, (torch.zeros(3, 9, 14, dtype=torch.int32), a, True), test_utils=shapes)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -95,16 +95,14 @@ Toggles unite(const std::vector<Toggles>& all) {
   return out;
 }
 
-// xy (P,2) f64, points of all polygons; rings (K+1,) i64 splits points into polygons of at least three, objects (N+1,)
-// i64 splits polygons into objects -> codes, ends of N masks of h x w
-std::tuple<Tensor, Tensor> rle_polygons(const Tensor& xy, const Tensor& rings, const Tensor& objects, int64_t h,
-                                        int64_t w) {
+// xy (P,2) f64, points of all polygons; rings (K+1,) splits points into polygons of at least three, objects (N+1,)
+// splits polygons into objects -> codes, ends of N masks of h x w
+std::tuple<Tensor, Tensor> rle_polygons(const Tensor& xy, std::vector<int64_t> rings, std::vector<int64_t> objects,
+                                        int64_t h, int64_t w) {
   check_dense(xy, "xy"), check_type(xy, ScalarType::Double, "xy");
-  check_dense(rings, "rings"), check_type(rings, ScalarType::Long, "rings");
-  check_dense(objects, "objects"), check_type(objects, ScalarType::Long, "objects");
-  const int64_t end = pixels(h, w), k = rings.size(0) - 1, n = objects.size(0) - 1;
+  const int64_t end = pixels(h, w), k = static_cast<int64_t>(rings.size()) - 1, n = static_cast<int64_t>(objects.size()) - 1;
   const double* p = xy.const_data_ptr<double>();
-  const int64_t *ring = rings.const_data_ptr<int64_t>(), *object = objects.const_data_ptr<int64_t>();
+  const int64_t *ring = rings.data(), *object = objects.data();
   STD_TORCH_CHECK(k >= 0 && ring[0] == 0 && ring[k] == xy.size(0), "rings must run from 0 to P");
   STD_TORCH_CHECK(n >= 0 && object[0] == 0 && object[n] == k, "objects must run from 0 to K");
   for (int64_t i = 0; i < k; ++i) STD_TORCH_CHECK(ring[i] < ring[i + 1], "a polygon has no points");
@@ -126,7 +124,7 @@ std::tuple<Tensor, Tensor> rle_polygons(const Tensor& xy, const Tensor& rings, c
 }  // namespace visdet
 
 STABLE_TORCH_LIBRARY_FRAGMENT(visdet, m) {
-  m.def("rle_polygons(Tensor xy, Tensor rings, Tensor objects, int h, int w) -> (Tensor, Tensor)");
+  m.def("rle_polygons(Tensor xy, int[] rings, int[] objects, int h, int w) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(visdet, CPU, m) {

@@ -4,20 +4,38 @@
 namespace visdet {
 namespace {
 
-// Reads the codes of N masks in parallel: each(i, toggles). Damaged ones are reported once all are read.
+// Codes of N masks in one tensor of bytes, because the call of an operator costs as much as a small mask, and each tensor
+// adds to it: the N lengths (i64), the codes end to end, and `tail` further bytes.
+struct Codes {
+  std::vector<const uint8_t*> at;
+
+  Codes(const Tensor& t, int64_t n, int64_t tail = 0) {
+    check_dense(t, "codes"), check_type(t, ScalarType::Byte, "codes");
+    const int64_t bytes = t.numel() - tail;
+    STD_TORCH_CHECK(t.dim() == 1 && n >= 0 && tail >= 0 && n <= bytes / 8, "codes must begin with their lengths");
+    const uint8_t* p = t.const_data_ptr<uint8_t>();
+    int64_t end = 8 * n, length;
+    at.push_back(p + end);
+    for (int64_t i = 0; i < n; ++i) {
+      std::memcpy(&length, p + 8 * i, 8);
+      STD_TORCH_CHECK(length >= 0 && length <= bytes - end, "codes are shorter than their lengths");
+      at.push_back(p + (end += length));
+    }
+    STD_TORCH_CHECK(end == bytes, "codes are longer than their lengths");
+  }
+  int64_t size() const { return static_cast<int64_t>(at.size()) - 1; }
+  const uint8_t* tail() const { return at.back(); }
+};
+
+// Reads the codes in parallel: each(i, toggles), which may take the toggles away. Damaged ones are reported at the end.
 template <class H, class F>
-void each_mask(const Tensor& codes, const Tensor& ends, H&& total, F&& each, int64_t grain = 256) {
-  check_dense(codes, "codes"), check_type(codes, ScalarType::Byte, "codes");
-  check_dense(ends, "ends"), check_type(ends, ScalarType::Long, "ends");
-  const int64_t n = ends.size(0), bytes = codes.size(0);
-  const uint8_t* c = codes.const_data_ptr<uint8_t>();
-  const int64_t* e = ends.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < n; ++i) STD_TORCH_CHECK((i ? e[i - 1] : 0) <= e[i] && e[i] <= bytes, "ends must rise");
+void each_mask(const Codes& codes, H&& total, F&& each, int64_t grain = 256) {
+  const int64_t n = codes.size();
   std::vector<char> bad(n, 0);
   torch::stable::parallel_for(0, n, grain, [&](int64_t from, int64_t to) {
     Toggles t;
     for (int64_t i = from; i < to; ++i) {
-      bad[i] = !read_runs(c + (i ? e[i - 1] : 0), c + e[i], total(i), t);
+      bad[i] = !read_runs(codes.at[i], codes.at[i + 1], total(i), t);
       if (!bad[i]) each(i, t);
     }
   });
@@ -45,12 +63,12 @@ std::tuple<Tensor, Tensor> rle_encode(const Tensor& masks) {
 //
 // Each toggle is one byte in the bitmap, except those in the first row, which instead gets its values from the runs.
 // Then every row takes over, by exclusive or, the row above: only the mask's own columns, in whole vectors.
-void rle_decode(Tensor out, const Tensor& codes, const Tensor& ends) {
+void rle_decode(Tensor out, const Tensor& codes) {
   check_dense(out, "out"), check_type(out, ScalarType::Byte, "out");
-  STD_TORCH_CHECK(out.dim() == 3 && out.size(0) == ends.size(0), "out must be (N,H,W)");
+  STD_TORCH_CHECK(out.dim() == 3, "out must be (N,H,W)");
   const int64_t h = out.size(1), w = out.size(2), end = pixels(h, w);
   uint8_t* o = out.mutable_data_ptr<uint8_t>();
-  each_mask(codes, ends, [=](int64_t) { return end; }, [=](int64_t i, Toggles& t) {
+  each_mask(Codes(codes, out.size(0)), [=](int64_t) { return end; }, [=](int64_t i, Toggles& t) {
     if (t.empty()) return;
     uint8_t* m = o + i * end;
     const int64_t left = t[0] / h, right = ((t.size() % 2 ? end : t.back()) - 1) / h + 1;
@@ -78,8 +96,13 @@ struct Runs {
     if (t.size() % 2) t.push_back(static_cast<uint32_t>(end));
     if (t.empty()) return;
     x1 = t.front() / h, x2 = (t.back() - 1) / h + 1, y1 = h;
+    const uint32_t n = static_cast<uint32_t>(h);
+    uint32_t column = t[0] - t[0] % n;  // where the column of s starts: most runs are in the next one, so no division
     for (size_t k = 0; k < t.size(); k += 2) {
-      const uint32_t s = t[k], e = t[k + 1] - 1, n = static_cast<uint32_t>(h), top = s % n;
+      const uint32_t s = t[k], e = t[k + 1] - 1;
+      if (s - column >= n) column += n;
+      if (s - column >= n) column = s - s % n;
+      const uint32_t top = s - column;
       area += e - s + 1;
       const bool one_column = top + (e - s) < n;
       y1 = std::min<int64_t>(y1, one_column ? top : 0);
@@ -88,34 +111,27 @@ struct Runs {
   }
 };
 
-// codes, ends of N masks; sizes (N,2) i64 -> areas (N,) i64, boxes (N,4) f32 xyxy, zeros for an empty mask
-std::tuple<Tensor, Tensor> rle_measure(const Tensor& codes, const Tensor& ends, const Tensor& sizes) {
+// codes of N masks; sizes (N,2) i64 -> areas (N,) i64, boxes (N,4) f32 xyxy, zeros for an empty mask
+std::tuple<Tensor, Tensor> rle_measure(const Tensor& codes, const Tensor& sizes) {
   check_dense(sizes, "sizes"), check_type(sizes, ScalarType::Long, "sizes");
-  const int64_t n = ends.size(0);
-  STD_TORCH_CHECK(sizes.dim() == 2 && sizes.size(0) == n && sizes.size(1) == 2, "sizes must be (N,2)");
+  STD_TORCH_CHECK(sizes.dim() == 2 && sizes.size(1) == 2, "sizes must be (N,2)");
+  const int64_t n = sizes.size(0);
   const int64_t* s = sizes.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < n; ++i) pixels(s[2 * i], s[2 * i + 1]);
   Tensor areas = torch::stable::empty({n}, ScalarType::Long), boxes = torch::stable::empty({n, 4}, ScalarType::Float);
   int64_t* a = areas.mutable_data_ptr<int64_t>();
   float* b = boxes.mutable_data_ptr<float>();
   auto total = [=](int64_t i) { return s[2 * i] * s[2 * i + 1]; };
-  each_mask(codes, ends, total, [=](int64_t i, Toggles& t) {
-    Runs r{t};
+  each_mask(Codes(codes, n), total, [=](int64_t i, Toggles& t) {
+    Runs r;
+    std::swap(r.t, t);
     r.measure(s[2 * i], total(i));
+    std::swap(r.t, t);
     a[i] = r.area;
     const int64_t box[4] = {r.x1, r.y1, r.x2, r.y2};
     for (int k = 0; k < 4; ++k) b[4 * i + k] = static_cast<float>(box[k]);
   });
   return {areas, boxes};
-}
-
-std::vector<Runs> read_all(const Tensor& codes, const Tensor& ends, int64_t h, int64_t end) {
-  std::vector<Runs> all(ends.size(0));
-  each_mask(codes, ends, [=](int64_t) { return end; }, [&](int64_t i, Toggles& t) {
-    all[i].t = t;
-    all[i].measure(h, end);
-  });
-  return all;
 }
 
 // Pixels common to two masks: two sorted lists of intervals, walked together from the first that can meet.
@@ -134,16 +150,21 @@ int64_t common(const Runs& a, const Runs& b) {
   return sum;
 }
 
-// Masks a (N) against b (M) of one size; crowd (M,) bool -> (N,M) f64. Only masks whose boxes meet are walked.
-Tensor rle_iou(const Tensor& a, const Tensor& a_ends, const Tensor& b, const Tensor& b_ends, const Tensor& crowd,
-               int64_t h, int64_t w) {
-  const int64_t end = pixels(h, w), n = a_ends.size(0), m = b_ends.size(0);
-  check_dense(crowd, "crowd"), check_type(crowd, ScalarType::Bool, "crowd");
-  STD_TORCH_CHECK(crowd.size(0) == m, "crowd must be (M,)");
-  const std::vector<Runs> ra = read_all(a, a_ends, h, end), rb = read_all(b, b_ends, h, end);
+// N masks against M others, all of one size; a byte for each of the others that says if it is a crowd -> (N,M) f64.
+// Only masks whose boxes meet are walked.
+Tensor rle_iou(const Tensor& packed, int64_t n, int64_t m, int64_t h, int64_t w) {
+  const int64_t end = pixels(h, w);
+  STD_TORCH_CHECK(n >= 0 && m >= 0, "numbers of masks must not be negative");
+  const Codes codes(packed, n + m, m);
+  std::vector<Runs> all(n + m);
+  each_mask(codes, [=](int64_t) { return end; }, [&](int64_t i, Toggles& t) {
+    all[i].t = std::move(t);
+    all[i].measure(h, end);
+  });
+  const Runs *ra = all.data(), *rb = ra + n;
   Tensor out = torch::stable::empty({n, m}, ScalarType::Double);
   double* o = out.mutable_data_ptr<double>();
-  const bool* excused = crowd.const_data_ptr<bool>();
+  const uint8_t* excused = codes.tail();
   torch::stable::parallel_for(0, n, std::max<int64_t>(1, 2048 / (m + 1)), [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i)
       for (int64_t j = 0; j < m; ++j) {
@@ -171,14 +192,49 @@ Toggles combine(const Toggles& a, const Toggles& b, bool intersect) {
   return out;
 }
 
+// Toggles of the union of many masks: each run is painted into one bit a pixel, 64 at a time, and where neighbouring bits
+// differ there is a toggle. An intersection is the background of the union of backgrounds.
+Toggles paint(std::vector<Toggles>& all, uint32_t end, bool intersect) {
+  std::vector<uint64_t> bits(end / 64 + 1, 0);
+  for (Toggles& t : all) {
+    if (intersect) t.insert(t.begin(), 0);  // every run becomes a gap, also one of no length
+    if (t.size() % 2) t.push_back(end);
+    for (size_t k = 0; k < t.size(); k += 2) {
+      const uint32_t s = t[k], e = t[k + 1], a = s / 64, b = e / 64;
+      const uint64_t from = ~uint64_t{0} << s % 64, to = ~(~uint64_t{0} << e % 64);
+      if (a == b) {
+        bits[a] |= from & to;
+        continue;
+      }
+      bits[a] |= from, bits[b] |= to;
+      for (uint32_t i = a + 1; i < b; ++i) bits[i] = ~uint64_t{0};
+    }
+  }
+  Toggles out;
+  uint64_t before = intersect;  // the bit before the first: background
+  for (size_t i = 0; i < bits.size(); ++i) {
+    uint64_t d = bits[i] ^ (bits[i] << 1 | before);
+    before = bits[i] >> 63;
+    for (; d; d &= d - 1) out.push_back(static_cast<uint32_t>(64 * i + __builtin_ctzll(d)));
+  }
+  while (!out.empty() && out.back() >= end) out.pop_back();
+  return out;
+}
+
 // Codes of at least one mask of one size -> the code of their union or intersection
-Tensor rle_merge(const Tensor& codes, const Tensor& ends, int64_t total, bool intersect) {
-  const int64_t n = ends.size(0);
+Tensor rle_merge(const Tensor& packed, int64_t n, int64_t total, bool intersect) {
   STD_TORCH_CHECK(n > 0, "there is no mask to merge");
+  STD_TORCH_CHECK(total >= 0 && total <= 2147483647, "an image has at most 2^31 pixels");
   std::vector<Toggles> all(n);
-  each_mask(codes, ends, [=](int64_t) { return total; }, [&](int64_t i, Toggles& t) { all[i] = t; });
-  for (int64_t step = 1; step < n; step *= 2)  // in pairs, pairs of pairs, ...
-    for (int64_t i = 0; i + step < n; i += 2 * step) all[i] = combine(all[i], all[i + step], intersect);
+  each_mask(Codes(packed, n), [=](int64_t) { return total; }, [&](int64_t i, Toggles& t) { all[i] = std::move(t); });
+  int64_t toggles = 0;
+  for (const Toggles& t : all) toggles += static_cast<int64_t>(t.size());
+  if (n > 2 && toggles > total / 256) {  // as much work as to look at every bit
+    all[0] = paint(all, static_cast<uint32_t>(total), intersect);
+  } else {
+    for (int64_t step = 1; step < n; step *= 2)  // in pairs, pairs of pairs, ...
+      for (int64_t i = 0; i + step < n; i += 2 * step) all[i] = combine(all[i], all[i + step], intersect);
+  }
   std::vector<Code> code(1);
   write_runs(code[0], all[0], total);
   return std::get<0>(join(code));
@@ -189,10 +245,10 @@ Tensor rle_merge(const Tensor& codes, const Tensor& ends, int64_t total, bool in
 
 STABLE_TORCH_LIBRARY_FRAGMENT(visdet, m) {
   m.def("rle_encode(Tensor masks) -> (Tensor, Tensor)");
-  m.def("rle_decode(Tensor(a!) out, Tensor codes, Tensor ends) -> ()");
-  m.def("rle_measure(Tensor codes, Tensor ends, Tensor sizes) -> (Tensor, Tensor)");
-  m.def("rle_iou(Tensor a, Tensor a_ends, Tensor b, Tensor b_ends, Tensor crowd, int h, int w) -> Tensor");
-  m.def("rle_merge(Tensor codes, Tensor ends, int total, bool intersect) -> Tensor");
+  m.def("rle_decode(Tensor(a!) out, Tensor codes) -> ()");
+  m.def("rle_measure(Tensor codes, Tensor sizes) -> (Tensor, Tensor)");
+  m.def("rle_iou(Tensor codes, int n, int m, int h, int w) -> Tensor");
+  m.def("rle_merge(Tensor codes, int n, int total, bool intersect) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(visdet, CPU, m) {

@@ -32,45 +32,46 @@ inline void tidy(Toggles& t, uint32_t end) {
   t.resize(n);
 }
 
-inline void write_number(Code& code, int64_t x) {
-  for (bool more = true; more;) {
-    const int c = x & 31;
-    x >>= 5;
-    more = (c & 16) ? x != -1 : x != 0;
-    code.push_back(static_cast<uint8_t>(48 + c + (more ? 32 : 0)));
-  }
+inline uint8_t* write_number(uint8_t* to, int64_t x) {
+  for (; x < -16 || x > 15; x >>= 5) *to++ = static_cast<uint8_t>(80 + (x & 31));
+  *to++ = static_cast<uint8_t>(48 + (x & 31));
+  return to;
 }
 
 inline void write_runs(Code& code, const Toggles& t, int64_t end) {
-  code.reserve(2 * t.size() + 8);
-  int64_t last[3] = {0, 0, 0}, at = 0;  // the three runs before
+  code.resize(7 * (t.size() + 1));  // a run, or a difference of two, has at most 33 bits
+  uint8_t* to = code.data();
+  int64_t one = 0, two = 0, at = 0;  // the runs before
   for (size_t k = 0; k <= t.size(); ++k) {
-    const int64_t to = k < t.size() ? t[k] : end, run = to - at;
-    write_number(code, k > 2 ? run - last[1] : run);
-    last[2] = last[1], last[1] = last[0], last[0] = run, at = to;
+    const int64_t next = k < t.size() ? t[k] : end, run = next - at;
+    to = write_number(to, k > 2 ? run - two : run);
+    two = one, one = run, at = next;
   }
+  code.resize(to - code.data());
 }
 
 // False where the code breaks off, holds a negative run, or does not fill the picture exactly.
 inline bool read_runs(const uint8_t* p, const uint8_t* stop, int64_t end, Toggles& t) {
-  int64_t one = 0, two = 0, at = 0, k = 0;  // the run before, the one before that, their sum so far, their number
+  int64_t one = 0, two = 0, at = 0, k = 0;  // the run before, the one before that (0 for the first), their sum, their number
   bool empty = false;
   t.resize(stop - p);
   uint32_t* to = t.data();
   while (p < stop) {
     unsigned c = *p++ - 48u;
-    int64_t x = c & 31;
-    int shift = 5;
-    for (; c & 32; shift += 5) {
-      if (c > 63 || p == stop || shift > 55) return false;
-      c = *p++ - 48u;
-      x |= static_cast<int64_t>(c & 31) << shift;
+    int64_t x = static_cast<int64_t>(c ^ 16) - 16;  // nearly all numbers are one letter: five bits with a sign
+    if (c > 31) {
+      x = c & 31;
+      for (int shift = 5; c & 32; shift += 5) {
+        if (c > 63 || p == stop || shift > 55) return false;
+        c = *p++ - 48u;
+        x |= static_cast<int64_t>(c & 31) << shift;
+        if (c < 32 && c & 16) x -= int64_t{32} << shift;
+      }
+      if (c > 31) return false;
     }
-    if (c > 31) return false;
-    if (c & 16) x -= int64_t{1} << shift;
-    if (k > 2) x += two;
+    x += two;
     if (x < 0 || x > end - at) return false;
-    two = one, one = x, at += x;
+    two = one, one = k ? x : 0, at += x;
     empty |= k && !x;
     to[k++] = static_cast<uint32_t>(at);
   }

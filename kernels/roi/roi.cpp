@@ -90,11 +90,27 @@ struct Region {
   }
 };
 
-// Rows of one bin: their places in the image's map and their weights.
+// Rows that a row of bins reads: their places in the image's map and their weights, bin after bin.
+constexpr int64_t kAhead = 8;
+
 template <class T>
 struct Taps {
-  std::vector<int64_t> at;
+  std::vector<int64_t> at, start;
   std::vector<T> weight;
+
+  // At the end there are places that are fetched ahead and never read.
+  void line(const Region<T>& r, int64_t p, int64_t bins, const Map<T>& m) {
+    at.clear(), weight.clear(), start.assign(1, 0);
+    for (int64_t q = 0; q < bins; ++q) {
+      for (int64_t i = r.y.start[p]; i < r.y.start[p + 1]; ++i)
+        for (int64_t j = r.x.start[q]; j < r.x.start[q + 1]; ++j) {
+          at.push_back((r.y.cell[i] * m.width + r.x.cell[j]) * m.channels);
+          weight.push_back(r.y.weight[i] * r.x.weight[j]);
+        }
+      start.push_back(at.size());
+    }
+    at.insert(at.end(), kAhead, at.empty() ? 0 : at.back());
+  }
 
   void collect(const Region<T>& r, int64_t p, int64_t q, const Map<T>& m) {
     at.clear(), weight.clear();
@@ -106,11 +122,13 @@ struct Taps {
   }
 };
 
+// Maps do not fit into the caches, and rows lie anywhere in them: those of the next bins are on their way while this is added.
 template <int64_t N, class T>
-void gather(const T* rows, const Taps<T>& taps, T* out) {
+void gather(const T* rows, const Taps<T>& taps, int64_t bin, T* out) {
   T acc[N] = {};
-  for (size_t t = 0; t < taps.at.size(); ++t) {
-    const T *p = rows + taps.at[t], w = taps.weight[t];
+  for (int64_t t = taps.start[bin]; t < taps.start[bin + 1]; ++t) {
+    const T *p = rows + taps.at[t], *next = rows + taps.at[t + kAhead], w = taps.weight[t];
+    for (int64_t k = 0; k < N; k += 64 / sizeof(T)) __builtin_prefetch(next + k);
     for (int64_t k = 0; k < N; ++k) acc[k] += w * p[k];
   }
   std::copy_n(acc, N, out);
@@ -126,9 +144,16 @@ void scatter(const T* grad, const Taps<T>& taps, T* rows) {
   }
 }
 
-// f.operator()<N>(channel) over channels from..to in pieces of 64, 16 and 1.
-template <class F>
+#ifdef __AVX512F__
+constexpr int64_t kWide = 256;  // channels whose sums fit into registers
+#else
+constexpr int64_t kWide = 64;
+#endif
+
+// f.operator()<N>(channel) over channels from..to in pieces of Wide, 64, 16 and 1.
+template <int64_t Wide = 64, class F>
 void pieces(int64_t from, int64_t to, F&& f) {
+  for (; from + Wide <= to; from += Wide) f.template operator()<Wide>(from);
   for (; from + 64 <= to; from += 64) f.template operator()<64>(from);
   for (; from + 16 <= to; from += 16) f.template operator()<16>(from);
   for (; from < to; ++from) f.template operator()<1>(from);
@@ -187,11 +212,11 @@ Tensor roi_align(std::vector<Tensor> feats, const Tensor& level, const Tensor& r
         if (r.broken) std::fill_n(dst, bh * bw * channels, std::numeric_limits<T>::quiet_NaN());
         if (r.broken) continue;
         const T* src = data[lvl[i]] + int64_t(roi[5 * i]) * m.height * m.width * channels;
-        for (int64_t p = 0; p < bh; ++p)
-          for (int64_t q = 0; q < bw; ++q, dst += channels) {
-            taps.collect(r, p, q, m);
-            pieces(0, channels, [&]<int64_t N>(int64_t c) { gather<N>(src + c, taps, dst + c); });
-          }
+        for (int64_t p = 0; p < bh; ++p) {
+          taps.line(r, p, bw, m);
+          for (int64_t q = 0; q < bw; ++q, dst += channels)
+            pieces<sizeof(T) == 4 ? kWide : 64>(0, channels, [&]<int64_t N>(int64_t c) { gather<N>(src + c, taps, q, dst + c); });
+        }
       }
     });
   });

@@ -72,7 +72,7 @@ struct alignas(64) Rotated {
     int32_t any = 0;
     LANES for (int64_t k = 0; k < kBlock; ++k) {
       const T reach = r + (v[2][k] + v[3][k]) * T(0.5005);
-      const int32_t hit = (std::abs(v[0][k] - a[0]) <= reach) & (std::abs(v[1][k] - a[1]) <= reach);
+      const int32_t hit = !(std::abs(v[0][k] - a[0]) > reach) & !(std::abs(v[1][k] - a[1]) > reach);  // NaN meets all
       any |= hit;
     }
     return any;

@@ -8,6 +8,8 @@ __all__ = ['rle_encode', 'rle_decode', 'rle_normal', 'rle_area', 'rle_to_box', '
 
 # %% ../../nbs/cv/160_masks.ipynb #bc55376d
 import numpy as np, torch
+from array import array
+from itertools import accumulate
 import pycocotools.mask as _coco
 from ..core.backends import Op, use
 from ..core.basics import ConfigError, DataError, explain, unknown
@@ -30,10 +32,10 @@ def _runs(code:bytes)->np.ndarray:
 # %% ../../nbs/cv/160_masks.ipynb #7886be30
 def _first(device, n): return ['kernels', 'torch']
 
-def _pack(rles):
-    "The codes of run lengths end to end, and where each ends, as tensors"
-    c = [r['counts'] for r in rles]; b = bytearray(b''.join(c))
-    return torch.frombuffer(b or bytearray(1), dtype=torch.uint8)[:len(b)], torch.tensor([len(o) for o in c], dtype=torch.int64).cumsum(0)
+def _pack(rles, tail=b''):
+    "The lengths of codes of run lengths, the codes end to end, and further bytes, as one tensor"
+    c = [r['counts'] for r in rles]; b = bytearray().join([array('q', map(len, c)), *c, tail])
+    return torch.frombuffer(b, dtype=torch.uint8) if b else torch.zeros(0, dtype=torch.uint8)
 
 def _unpack(codes, ends, size):
     "The way back: a list of RLE dicts"
@@ -64,7 +66,8 @@ def rle_encode(
     backend:str=None, # 'kernels' | 'torch' (pycocotools); the fastest there is if None
 ): # One RLE dict `{'size': [h, w], 'counts': bytes}`, or a list of N
     "Compress bitmaps into run lengths, bit for bit as pycocotools does"
-    a = np.asarray(mask.detach().cpu() if isinstance(mask, torch.Tensor) else mask)
+    if isinstance(mask, torch.Tensor): mask = (mask if mask.dtype in (torch.bool, torch.uint8) else mask != 0).cpu()
+    a = np.asarray(mask)
     if a.ndim not in (2, 3): raise DataError(explain(f'a bitmap has 2 axes and a stack of them 3, not {a.ndim}', fix='Pass (H, W) or (N, H, W)'))
     a = a.view(np.uint8) if a.dtype == bool else a if a.dtype == np.uint8 else (a != 0).view(np.uint8)
     f = use(_encode, backend)
@@ -81,7 +84,7 @@ def _decode_coco(rs, h, w):
 
 @_decode.backend('kernels', missing=kernels_missing)
 def _decode_kernels(rs, h, w):
-    out = np.zeros((len(rs), h, w), np.uint8); _kernel('rle_decode', torch.from_numpy(out), *_pack(rs))
+    out = np.zeros((len(rs), h, w), np.uint8); _kernel('rle_decode', torch.from_numpy(out), _pack(rs))
     return out
 
 @register('op')
@@ -112,13 +115,19 @@ def rle_normal(
 
 def _same_size(rles)->list:
     "All of `rles` normalised, after checking that they share one size"
+    try:
+        for r in rles:
+            if r['size'] != rles[0]['size'] or type(r['counts']) is not bytes: break
+        else: return list(rles)
+    except (TypeError, KeyError, ValueError): pass
     rs = [rle_normal(r) for r in rles]; sizes = {tuple(map(int, r['size'])) for r in rs}
     if len(sizes) > 1: raise DataError(explain(f'masks of different sizes cannot be combined: {sorted(sizes)[:4]}', fix='Scale them to one size first'))
     return rs
 
 # %% ../../nbs/cv/160_masks.ipynb #d30a5950
-_area, _box = Op('rle_area'), Op('rle_to_box')
-def _measure(rs, k): return _kernel('rle_measure', *_pack(rs), torch.tensor([list(map(int, r['size'])) for r in rs], dtype=torch.int64).reshape(-1, 2))[k].numpy()
+_many = lambda device, n: ['kernels', 'torch'] if n and n > 10 else ['torch']
+_area, _box = Op('rle_area'), Op('rle_to_box', default=_many)
+def _measure(rs, k): return _kernel('rle_measure', _pack(rs), torch.tensor([list(map(int, r['size'])) for r in rs], dtype=torch.int64).reshape(-1, 2))[k].numpy()
 
 @_area.backend('torch')
 def _area_coco(rs): return np.concatenate([np.zeros(0, np.int64), *(_coco.area(rs[i:i+200]) for i in range(0, len(rs), 200))]).astype(np.int64)
@@ -147,15 +156,15 @@ def rle_area(
 
 def rle_to_box(
     rle, # One RLE dict or a list of N
-    backend:str=None, # 'torch' (pycocotools, the default) | 'kernels'
+    backend:str=None, # 'kernels' | 'torch' (pycocotools); the fastest there is if None
 )->np.ndarray: # float32 (4,) or (N, 4), xyxy
     "Smallest box around each mask's pixels; zeros for an empty mask"
     rs = [rle_normal(o) for o in ([rle] if isinstance(rle, dict) else rle)]
-    b = use(_box, backend)(rs)
+    b = use(_box, backend, n=len(rs))(rs)
     return b[0] if isinstance(rle, dict) else b
 
 # %% ../../nbs/cv/160_masks.ipynb #6e7d6209
-_merge = Op('rle_merge')
+_merge = Op('rle_merge', default=_many)
 
 @_merge.backend('torch')
 def _merge_coco(rs, intersect): return _coco.merge(rs, intersect=intersect)
@@ -163,17 +172,18 @@ def _merge_coco(rs, intersect): return _coco.merge(rs, intersect=intersect)
 @_merge.backend('kernels', missing=kernels_missing)
 def _merge_kernels(rs, intersect):
     h, w = map(int, rs[0]['size'])
-    return dict(size=[h, w], counts=_kernel('rle_merge', *_pack(rs), h*w, intersect).numpy().tobytes())
+    return dict(size=[h, w], counts=_kernel('rle_merge', _pack(rs), len(rs), h*w, intersect).numpy().tobytes())
 
 def rle_merge(
     rles, # List of at least one RLE dict, all of one size
     how:str='union', # 'union' or 'intersection'
-    backend:str=None, # 'torch' (pycocotools, the default) | 'kernels'
+    backend:str=None, # 'kernels' | 'torch' (pycocotools); the fastest there is if None
 )->dict: # One RLE dict
     "Unite or intersect masks"
     if how not in ('union', 'intersection'): raise ConfigError(unknown('way to merge masks', how, ('union', 'intersection')))
     if not len(rles): raise DataError(explain('there is no mask to merge', fix='Give at least one'))
-    return use(_merge, backend)(_same_size(rles), how == 'intersection')
+    rs = _same_size(rles)
+    return dict(rs[0]) if len(rs) == 1 else use(_merge, backend, n=len(rs))(rs, how == 'intersection')
 
 # %% ../../nbs/cv/160_masks.ipynb #c5670ef1
 _iou = Op('rle_iou', default=_first)
@@ -182,7 +192,7 @@ _iou = Op('rle_iou', default=_first)
 def _iou_coco(a, b, crowd): return np.asarray(_coco.iou(a, b, [int(o) for o in crowd]))
 
 @_iou.backend('kernels', missing=kernels_missing)
-def _iou_kernels(a, b, crowd): return _kernel('rle_iou', *_pack(a), *_pack(b), torch.tensor([bool(o) for o in crowd]), *map(int, a[0]['size'])).numpy()
+def _iou_kernels(a, b, crowd): return _kernel('rle_iou', _pack([*a, *b], bytes(map(bool, crowd))), len(a), len(b), *map(int, a[0]['size'])).numpy()
 
 @register('op')
 def rle_iou(
@@ -216,8 +226,8 @@ def _polygons_coco(objects, h, w):
 # %% ../../nbs/cv/160_masks.ipynb #86a5b8a5
 @_polygons.backend('kernels', missing=kernels_missing)
 def _polygons_kernels(objects, h, w):
-    ps = [p for o in objects for p in o]; starts = lambda n: torch.tensor([0, *n]).cumsum(0)
-    xy = torch.from_numpy(np.concatenate(ps).reshape(-1, 2)) if ps else torch.zeros((0, 2), dtype=torch.float64)
+    ps = [p for o in objects for p in o]; starts = lambda n: [0, *accumulate(n)]
+    xy = torch.from_numpy((ps[0] if len(ps) == 1 else np.concatenate(ps or [np.zeros(0)])).reshape(-1, 2))
     return _unpack(*torch.ops.visdet.rle_polygons(xy, starts([p.size//2 for p in ps]), starts([len(o) for o in objects]), h, w), (h, w))
 
 def _rles_of(objects, size, backend=None):
@@ -380,9 +390,9 @@ def masks_to_boxes(
 def _fakes():
     "Shapes of the kernels' results"
     fake = torch.library.register_fake
-    fake('visdet::rle_iou')(lambda a, a_ends, b, b_ends, crowd, h, w: torch.empty((len(a_ends), len(b_ends)), dtype=torch.float64))
-    fake('visdet::rle_measure')(lambda codes, ends, sizes: (torch.empty(len(ends), dtype=torch.int64), torch.empty((len(ends), 4))))
-    fake('visdet::rle_decode')(lambda out, codes, ends: None)
+    fake('visdet::rle_iou')(lambda codes, n, m, h, w: torch.empty((n, m), dtype=torch.float64))
+    fake('visdet::rle_measure')(lambda codes, sizes: (torch.empty(len(sizes), dtype=torch.int64), torch.empty((len(sizes), 4))))
+    fake('visdet::rle_decode')(lambda out, codes: None)
     fake('visdet::masks_to_boxes')(lambda masks: masks.new_empty((len(masks), 4), dtype=torch.float32))
 
 # %% ../../nbs/cv/160_masks.ipynb #d3d95d4e

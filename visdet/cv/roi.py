@@ -134,12 +134,17 @@ def _check_rois(rois, size, s=0):
 
 def _wide(x): return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
+def _alike(feats):
+    "Feature maps in one type, at least float32"
+    t = torch.float64 if any(o.dtype==torch.float64 for o in feats) else torch.float32
+    return [o.to(t) for o in feats]
+
 def _read(feats, scales, lvl, rois, size, s, aligned, backend):
     "Features (R,C,h,w) of regions on the maps that `lvl(rois)` names"
     bins,name = _check_rois(rois, size, s), pick(_roi, backend, rois.device, s)
     if not len(rois): return sum(_none(o, bins) for o in feats)
     if backend!='torch': rois = rois.detach()
-    return _roi.impls[name][0]([_wide(o) for o in feats], scales, lvl(rois), rois, bins, s, aligned).to(feats[0].dtype)
+    return _roi.impls[name][0](_alike(feats), scales, lvl(rois), rois, bins, s, aligned).to(feats[0].dtype)
 
 @register('op')
 def roi_align(

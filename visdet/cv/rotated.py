@@ -65,7 +65,7 @@ def _iou_torch(a, b, aligned, iof):
     a,b = _rows(a), _rows(b)
     if aligned: return _ratio(a, b, iof)
     step = max(1, len(a) if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad) else 200_000//max(len(b), 1))
-    if not len(a): return a.new_zeros(0, len(b))
+    if not len(a): return _ratio(a[:,None], b[None], iof)
     return torch.cat([_ratio(o[:,None], b[None], iof) for o in a.split(step)])
 
 # %% ../../nbs/cv/126_rotated.ipynb #718a919d
