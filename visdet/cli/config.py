@@ -102,7 +102,13 @@ def _graph(args):
 def _migrate(args):
     "Translate a configuration of MMDetection, and say what became of each key"
     from visdet.config.migrate import migrate
-    return migrate(args)
+    m = migrate(args.file, args.allow_exec, args.out); ends = dict(md=m.report.markdown, json=m.report.json, csv=lambda: m.report.df.to_csv(index=False))
+    if args.report:
+        end = Path(args.report).suffix[1:].lower()
+        if end not in ends: raise ConfigError(explain('a report ends in .md, .json or .csv', args.report))
+        _write(ends[end](), args.report)
+    if args.out is None and m.code < 2: print(m.yaml, end='')
+    print(m, file=sys.stderr if args.out is None else sys.stdout); return m.code
 
 # %% ../../nbs/cli/955_config.ipynb #66c45410
 def run_config(
