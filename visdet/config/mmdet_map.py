@@ -46,7 +46,7 @@ def default_of(
     param:str, # A parameter
 ): # Its default, or `...` if it has none
     "The default of a parameter of a registered component"
-    import visdet.data.datasets, visdet.models.zoo
+    import visdet.data.datasets, visdet.engine.optimizers, visdet.engine.schedules, visdet.models.zoo
     p = inspect.signature(lookup(kind, name)).parameters.get(param)
     if p is None: raise ConfigError(f'{kind} {name} has no parameter {param!r}')
     return ... if p.default is inspect.Parameter.empty else plain_list(p.default)
@@ -73,7 +73,7 @@ class Ledger:
         value = plain_list(self.get(path) if value is ... else value)
         part, _, param = target.partition('.'); kind = self.out.get(part)
         known = default_of(part, kind['type'], param) if param and isinstance(kind, dict) and param != 'type' else ...
-        if known is not ... and known == value: return self.note(path, 'defaulted', target, reason or f'the default of {kind["type"]}', **kw)
+        if known is not ... and known == value: kind.pop(param, None); return self.note(path, 'defaulted', target, reason or f'the default of {kind["type"]}', **kw)
         if not param: self.out[part] = value
         else: self.out.setdefault(part, {})[param] = value
         self.note(path, 'mapped', target, reason, **kw)
