@@ -75,7 +75,7 @@ class _Reader:
     "One load: presets, pins, the files so far, finished trees, and the chain in progress"
     def __init__(self, presets, lock, offline, pin=False):
         self.presets,self.lock,self.offline,self.pin = presets, lock, offline, pin
-        self.files,self.trees,self.chain,self.keys,self.nodes = {}, {}, [], [], 0
+        self.files,self.trees,self.chain,self.open,self.nodes = {}, {}, [], [], 0
 
 def _preset(r, name, kind, at):
     "The preset `name` as a used file and its tree"
@@ -130,15 +130,16 @@ def _fail(r, what, at, *more):
 def _load(r, name, kind, by, at):
     "The used file that `name` means, and its tree with all bases merged"
     file, raw = _open(r, name, kind, by, at)
-    key = (file.kind, os.path.realpath(file.path or file.name) if file.kind == 'file' else file.name, kind)
-    if file.kind == 'file': file.path, file.digest = file.path or file.name, _digest(file.name)
-    if any(o[:2] == key[:2] for o in r.keys): _fail(r, 'a file is its own base', at, file)
-    if key not in r.trees:
-        r.files[key] = file; r.chain.append(file); r.keys.append(key)
+    if file.kind == 'file': file.path, file.digest = file.name, _digest(file.name)
+    ident = file.name if file.kind == 'url' else os.path.realpath(file.path) if file.path else f'{kind} {file.name}'
+    if ident in r.open: _fail(r, 'a file is its own base', at, file)
+    file = r.files.setdefault(ident, file)
+    if (ident, kind) not in r.trees:
+        r.chain.append(file); r.open.append(ident)
         if len(r.chain) > _MAX_CHAIN: _fail(r, f'a chain of more than {_MAX_CHAIN} files', at)
         if len(r.files) > _MAX_FILES: _fail(r, f'more than {_MAX_FILES} files', at)
-        r.trees[key] = _expand(r, raw, file, kind); r.chain.pop(); r.keys.pop()
-    return r.files[key], r.trees[key]
+        r.trees[ident, kind] = _expand(r, raw, file, kind); r.chain.pop(); r.open.pop()
+    return file, r.trees[ident, kind]
 
 # %% ../../nbs/core/058_bases.ipynb #9f8eacaf
 def _short(r, node, kind, by):
@@ -159,7 +160,8 @@ def _bases(r, said, by, kind, path):
     res = None
     for o in said.value if isinstance(said.value, list) else [said]:
         file, tree = _load(r, o.value, kind, by, o.source)
-        by.bases.append((join_path(path), file.name)); _grow(r, tree, o.source)
+        _grow(r, tree, o.source)
+        if (edge:=(join_path(path), file.name)) not in by.bases: by.bases.append(edge)
         tree = rebase(tree, path); res = tree if res is None else merge(res, tree)
     return res or Node({}, said.source)
 
