@@ -3,7 +3,7 @@ import importlib.util, math, os, re, subprocess, sys, time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from visdet.core.basics import ConfigError
 from visdet.core.tree import Source, find, leaves
 from visdet.core.yaml import MAX_BYTES, edit_yaml, read_yaml, write_yaml
@@ -145,7 +145,7 @@ def test_no_constructor_of_the_library_runs(monkeypatch):
         for name in [n for n in vars(k) if n.startswith('construct_')]: monkeypatch.setattr(k, name, lambda *a, **kw: pytest.fail('constructed'))
     assert read_yaml(text='a: [1, {b: 2001-01-01}]').plain() == {'a': [1, {'b': '2001-01-01'}]}
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=100, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink], deadline=None, suppress_health_check=list(HealthCheck))
 
 @quick
 @given(st.binary(max_size=200) | st.text(max_size=200) | st.text(alphabet='ab01.e-+~:,[]{}#&*!|>\'"%@`? \n\t\r\\<x_$', max_size=80))
@@ -214,7 +214,7 @@ text2: >-
 # last
 '''
 
-@quick
+@settings(quick, max_examples=60)
 @given(st.dictionaries(st.sampled_from(paths), trees, min_size=1, max_size=3))
 def test_edits_change_only_what_they_name(tmp_path_factory, changes):
     f = tmp_path_factory.mktemp('e')/'a.yaml'; f.write_text(LAYOUT, encoding='utf-8'); want = read_yaml(f).plain(); done = []

@@ -287,10 +287,13 @@ def _replace(comp, text, s, v, in_flow):
     new, start = _after(v, s['col']), s['start']
     if in_flow: return text[:start] + ('' if text[start-1:start] in ' [{' else ' ') + _inline(v, True) + text[s['end']:]
     if not new.startswith(('\n', ' |')) and not s['block'] and start < s['end']: return text[:start] + new[1:] + text[s['end']:]
-    if s['key_end'] is None: return text[:start] + new.lstrip() + text[s['end']:]
-    line = text.rfind('\n', 0, s['key_end'])+1; dash = re.match(r'[ ]*(?:- +)*', text[line:])
-    colon = text.index(':', s['key_end'])+1
-    return text[:colon] + _after(v, len(dash[0])+2) + text[max(colon, s['end']):]
+    note = re.match(r'[ \t]*#[^\n]*|', text[s['end']:])[0]; rest = text[s['end']+len(note):]
+    if s['key_end'] is None: head = text[:start].rstrip(' ') if note or new[0] == ' ' else text[:start]
+    else:
+        line = text.rfind('\n', 0, s['key_end'])+1; dash = re.match(r'[ ]*(?:- +)*', text[line:])
+        head = text[:text.index(':', s['key_end'])+1]; new = _after(v, len(dash[0])+2)
+    first, nl, block = new.partition('\n')
+    return head + (f"{first}{' '*bool(note and note[0] != ' ')}{note}{nl}{block}" if note or s['key_end'] is not None or first else block.lstrip()) + rest
 
 def _add(text, s, rest, v, in_flow):
     "`text` with `v` added under the keys `rest` to the mapping of span `s`"
