@@ -3177,6 +3177,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'visdet/runner/simple.py'),
                                       'visdet.runner.simple._as_config': ('runner/simple.html#_as_config', 'visdet/runner/simple.py'),
                                       'visdet.runner.simple._bare': ('runner/simple.html#_bare', 'visdet/runner/simple.py'),
+                                      'visdet.runner.simple._catalogue': ('runner/simple.html#_catalogue', 'visdet/runner/simple.py'),
                                       'visdet.runner.simple._changes': ('runner/simple.html#_changes', 'visdet/runner/simple.py'),
                                       'visdet.runner.simple._defaults': ('runner/simple.html#_defaults', 'visdet/runner/simple.py'),
                                       'visdet.runner.simple._dls': ('runner/simple.html#_dls', 'visdet/runner/simple.py'),

@@ -10,10 +10,12 @@ from functools import cached_property
 import html, json, math, warnings
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
+from typing import Literal
 from ..core.basics import ConfigError, DataError, atomic_write, explain, progress, unknown
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import rand_boxes
+from ..core.types import Count, Share
 from ..cv.masks import rle_encode
 from ..cv.paste import paste_rles
 from ..data.detections import Detections
@@ -283,12 +285,12 @@ def save(self:Evaluation, path):
 # %% ../../nbs/eval/550_evaluate.ipynb #be68d45a
 @register('metric', 'coco')
 def evaluate(
-    dets:list, # One `Detections` for each image, in pixels of the original image
+    dets:list[Detections], # One `Detections` for each image, in pixels of the original image
     records:Records, # The annotations
-    kind:str='bbox', # 'bbox' or 'segm'
+    kind:Literal['bbox', 'segm']='bbox', # 'bbox' or 'segm'
     backend:str='auto', # 'auto', 'visdet', 'faster' (faster-coco-eval) or 'pycocotools'
-    iou_thrs=None, # IoU thresholds; 0.5 to 0.95 in steps of 0.05 when left out
-    max_dets=(1,10,100), # Detections that may compete in one image and class
+    iou_thrs:list[Share]=None, # IoU thresholds; 0.5 to 0.95 in steps of 0.05 when left out
+    max_dets:tuple[Count, ...]=(1,10,100), # Detections that may compete in one image and class
 )->Evaluation:
     "COCO's AP and AR of `dets` against `records`, with tables, curves and reasons"
     ev = CocoEvaluator(records, kind, backend, iou_thrs, max_dets); dets = list(dets)

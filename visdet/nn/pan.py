@@ -7,9 +7,11 @@ __all__ = ['PAFPN']
 
 # %% ../../nbs/nn/322_pan.ipynb #953ba6b6
 from torch import nn
+from typing import Literal
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps
+from ..core.types import Count
 from .fpn import FPN
 from .layers import *
 
@@ -18,13 +20,13 @@ from .layers import *
 class PAFPN(FPN):
     "Feature pyramid with a second path from fine to coarse (PANet); arguments as in `FPN`"
     def __init__(self,
-        in_channels:list, # Channels of the body's maps, fine to coarse
-        strides:list, # Their strides
-        channels:int=256, # Channels of every level
-        num_outs:int=None, # Levels in all; the body's count by default
-        extra:str='pool', # How levels beyond the body's are made: 'pool' | 'on_input' | 'on_output'
+        in_channels:list[Count], # Channels of the body's maps, fine to coarse
+        strides:list[Count], # Their strides
+        channels:Count=256, # Channels of every level
+        num_outs:Count=None, # Levels in all; the body's count by default
+        extra:Literal['pool', 'on_input', 'on_output']='pool', # How levels beyond the body's are made: 'pool' | 'on_input' | 'on_output'
         relu:bool=False, # Activation between added levels?
-        norm=None, # See `make_norm`
+        norm:NormKind=None, # See `make_norm`
     ):
         super().__init__(in_channels, strides, channels, num_outs, extra, relu, norm)
         def convs(stride): return nn.ModuleList(ConvBlock(channels, channels, 3, stride, norm=norm, act=None) for _ in in_channels[1:])
