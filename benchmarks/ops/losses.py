@@ -97,14 +97,14 @@ def box_case(n, kind, target=None):
 def focal_case(n, target=None):
     "Focal loss over n anchors"
     others = dict(torchvision=focal_torchvision(n), torchvision_table_given=focal_torchvision(n, True), torch=focal(n, "torch"))
-    return dict(op="sigmoid_focal_loss", size=f"{n} anchors x {CLASSES} classes, forward and backward", target=target, against="torchvision_table_given", ours=focal(n), others=others, same=same)
+    return dict(op="sigmoid_focal_loss", size=f"{n} anchors x {CLASSES} classes, forward and backward", target=target, against="torchvision_table_given", ours=focal(n), others=others, same=same, **(dict(memory=0.5) if n >= 100_000 else {}))
 
 
 CASES = [
     *(focal_case(n) for n in (100, 1000, 10_000, 100_000)),
     focal_case(800_000, target=0.6),
     *(dict(op=name, size=f"100000 anchors x {CLASSES} classes, forward and backward", ours=quality(100_000, f),
-           others=dict(plain=quality_plain(100_000, f is varifocal_loss), torch=quality(100_000, f, "torch")), same=same)
+           others=dict(plain=quality_plain(100_000, f is varifocal_loss), torch=quality(100_000, f, "torch")), same=same, memory=0.5)
       for name, f in (("quality_focal_loss", quality_focal_loss), ("varifocal_loss", varifocal_loss))),
     *(box_case(n, kind) for n in (100, 1000, 100_000) for kind in ("giou", "ciou")),
 ]

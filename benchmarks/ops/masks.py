@@ -8,7 +8,7 @@ from torchvision.ops import masks_to_boxes as tv_boxes
 
 from visdet.core.testing import noise, rand_boxes
 from visdet.cv.components import connected_components
-from visdet.cv.masks import masks_to_boxes, polygons_to_rle, rasterise, rle_decode, rle_encode, rle_iou, rle_merge
+from visdet.cv.masks import masks_to_boxes, polygons_to_rle, rasterise, rle_area, rle_decode, rle_encode, rle_iou, rle_merge, rle_to_box
 from visdet.cv.paste import paste_masks, paste_rles
 
 SIZE = (800, 1333)
@@ -126,6 +126,32 @@ def merge_coco(n):
     return lambda: coco.merge(r)["counts"]
 
 
+def area_ours(n):
+    r = rles(n)
+    return lambda: rle_area(r)
+
+
+def area_coco(n):
+    r = rles(n)
+    return lambda: coco.area(r)
+
+
+def box_ours(n):
+    r = rles(n)
+    return lambda: rle_to_box(r)
+
+
+def box_coco(n):
+    r = rles(n)
+
+    def f():
+        b = coco.toBbox(r).astype(np.float32)
+        b[:, 2:] += b[:, :2]
+        return b
+
+    return f
+
+
 def draw_ours(n):
     p = polygons(n)
     return lambda: [polygons_to_rle(o, SIZE) for o in p]
@@ -175,11 +201,13 @@ CASES = [
     case("paste_masks", 100, probs_ours, {"torchvision": probs_tv}, size="{n} masks, 800 x 1333, probabilities"),
     case("paste_rles", 100, rles_ours, {"torchvision, pycocotools": rles_tv, "torch": rles_torch}),
     case("rle_encode", 100, encode_ours, {"pycocotools": encode_coco, "pycocotools, columns at hand": encode_coco_columns}, target=1., against="pycocotools"),
-    case("rle_encode", 1, encode_ours, {"pycocotools": encode_coco}),
+    *(case("rle_encode", n, encode_ours, {"pycocotools": encode_coco}, target=1.) for n in (1, 4)),
     case("rle_decode", 100, decode_ours, {"pycocotools": decode_coco}),
     case("rle_iou", 100, iou_ours, {"pycocotools": iou_coco}, size="{n} x {n} masks, 800 x 1333", target=1., against="pycocotools"),
-    case("rle_merge", 100, merge_ours, {"pycocotools": merge_coco}),
-    case("polygons_to_rle", 100, draw_ours, {"pycocotools": draw_coco}, size="{n} polygons of 32 corners, 800 x 1333"),
+    *(case("rle_iou", n, iou_ours, {"pycocotools": iou_coco}, size="{n} x {n} masks, 800 x 1333", target=1.) for n in (1, 2, 4)),
+    *(case("rle_merge", n, merge_ours, {"pycocotools": merge_coco}, target=1.) for n in (2, 4, 20, 100)),
+    *(case("polygons_to_rle", n, draw_ours, {"pycocotools": draw_coco}, size="{n} polygons of 32 corners, 800 x 1333", target=1.) for n in (1, 4, 100)),
+    *(case(op, n, box_ours if op == "rle_to_box" else area_ours, {"pycocotools": box_coco if op == "rle_to_box" else area_coco}) for op in ("rle_area", "rle_to_box") for n in (1, 100)),
     case("masks_to_boxes", 100, around_ours, {"torchvision": around_tv}),
     case("connected_components", 10, pieces_ours, {"SciPy": pieces_scipy}, size="{n} bitmaps, 800 x 1333"),
 ]
