@@ -1121,6 +1121,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'visdet.core.config._escaped': ('core/config.html#_escaped', 'visdet/core/config.py'),
                                     'visdet.core.config._history': ('core/config.html#_history', 'visdet/core/config.py'),
                                     'visdet.core.config._late': ('core/config.html#_late', 'visdet/core/config.py'),
+                                    'visdet.core.config._live': ('core/config.html#_live', 'visdet/core/config.py'),
                                     'visdet.core.config._make': ('core/config.html#_make', 'visdet/core/config.py'),
                                     'visdet.core.config._real': ('core/config.html#_real', 'visdet/core/config.py'),
                                     'visdet.core.config._said': ('core/config.html#_said', 'visdet/core/config.py'),

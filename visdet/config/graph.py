@@ -17,7 +17,6 @@ from ..core.config import Config, build, load_config
 from ..core.registry import lookup
 from ..core.tree import Node, join_path, leaves
 from .layout import *
-import visdet.models.zoo
 
 # %% ../../nbs/config/936_graph.ipynb #daf96299
 class _Watch(TorchDispatchMode):
@@ -190,6 +189,7 @@ def draft_model(
     classes:int=80, # Classes, if the configuration leaves them to the data
 )->nn.Module:
     "The model that a configuration describes, with random weights, for looking at"
+    import visdet.models.zoo
     kw = cfg.plain(); kw = kw['model'] if cfg.root == 'run' else kw
     if kw.get('num_classes') is None and kw.get('vocab') is None: kw['num_classes'] = classes
     kw.update({k: v for k,v in dict(pretrained=False, weights=None).items() if k in kw})

@@ -57,7 +57,8 @@ def columns(
             wait = [a for a in feeds[i] if a not in col and a not in busy]
             if wait: todo.append(wait[0]); continue
             col[i] = max((col[a]+1 for a in feeds[i] if a in col), default=0); busy.discard(i); todo.pop()
-    return [col[i] for i in range(n)]
+    late = lambda i: min((col[b]-1 for a,b in arrows if a == i != b and col[b]), default=0)
+    return [col[i] if feeds[i] else max(late(i), 0) for i in range(n)]
 
 # %% ../../nbs/config/935_layout.ipynb #45d36696
 def joints(
@@ -194,7 +195,7 @@ def _chip_lines(chips, room):
 class _Card:
     "A box with its size, and how it is written"
     def __init__(self, box):
-        self.box, self.x, self.y = box, 0, 0
+        self.box, self.x, self.y, self.edge = box, 0, 0, 0
         if box.kind not in COLOURS: raise ConfigError(unknown('kind of box', box.kind, COLOURS))
         self.rows = [(str(a), fit_text(str(b), 190, 11.5, True)) for a,b in box.rows]
         need = [text_width(box.title, 14.5)*1.06, text_width(box.below, 11.5), *(text_width(a, 13)+text_width(b, 11.5, True)+18 for a,b in self.rows), *(text_width(c, 11.5)+16 for c in box.chips)]
@@ -251,16 +252,16 @@ def _draw_bundle(group, cards, way):
         (x0,_,y0), (_,x1,y1) = way[0], way[-1]
         mid = f'M{x0:.1f} {y0:.1f}H{way[0][1]:.1f}'+''.join(_bend(p[1], p[2], q[0], q[2])+f'H{q[1]:.1f}' for p,q in zip(way, way[1:]))
         res.append(f'<path class="{"wide" if len(group) > 1 else ""}" stroke="{k}" d="{mid}"/>')
-        res += [f'<path stroke="{k}" d="M{x:.1f} {y:.1f}{_bend(x, y, x0, y0)}"/>' for x,y in dict.fromkeys(map(start, group))]
+        res += [f'<path stroke="{k}" d="M{x:.1f} {y:.1f}H{a.edge:.1f}{_bend(a.edge, y, x0, y0)}"/>' for x,y in dict.fromkeys(map(start, group))]
         res += [f'<path stroke="{k}" d="M{x1:.1f} {y1:.1f}{_bend(x1, y1, x-6, y)}"/>{_head(x, y, k)}' for x,y in dict.fromkeys(map(end, group))]
     else:
         for p,q in dict.fromkeys((start(o), end(o)) for o in group):
-            down = f'C{p[0]+60:.1f} {p[1]+90:.1f} {q[0]-60:.1f} {q[1]+90:.1f} {q[0]-6:.1f} {q[1]:.1f}' if q[0] <= p[0] else _bend(*p, q[0]-6, q[1])
+            down = f'C{p[0]+60:.1f} {p[1]+90:.1f} {q[0]-60:.1f} {q[1]+90:.1f} {q[0]-6:.1f} {q[1]:.1f}' if q[0] <= p[0] else f'H{a.edge:.1f}'+_bend(a.edge, p[1], q[0]-6, q[1])
             res.append(f'<path stroke="{k}" d="M{p[0]:.1f} {p[1]:.1f}{down}"/>{_head(*q, k)}')
     said = ', '.join(dict.fromkeys(o.label for o in group if o.label))
     if said:
         (x,y), (u,v) = start(group[0]), end(group[0])
-        res.append(_text((way[0][0]+way[0][1])/2, way[0][2]-6, said, anchor='middle') if way else _text(u-9, v-7, said, anchor='end'))
+        res.append(_text((way[0][0]+way[0][1])/2, way[0][2]-6, said, anchor='middle') if way else _text(x+7, y-6, said) if group[0].src_row is None else _text(u-9, v-7, said, anchor='end'))
     return f'<g class="a{" dashed" if group[0].dashed else ""}" data-from="{group[0].src}" data-to="{group[0].dst}">{"".join(res)}</g>'
 
 # %% ../../nbs/config/935_layout.ipynb #45f8c106
@@ -275,11 +276,14 @@ def _arrange(cards, arrows, gap=26, between=62):
     port = lambda i, row: cards[i].port(row)-cards[i].h/2 if i < len(cards) else 0
     ends = lambda pair, at, rows: median(port(at, None if None in (o.src_row, o.dst_row) else getattr(o, rows)) for o in groups[pair])
     links = [(a, b, ends(p, a, 'src_row') if a == p[0] else 0, ends(p, b, 'dst_row') if b == p[1] else 0) for p,w in ways.items() for a,b in zip(w, w[1:])]
+    of = [p for p,w in ways.items() for _ in w[1:]]
     cols = order_columns(col, [l[:2] for l in links])
-    y = place_columns(cols, height, links, gap, len(cards))
+    firm = {p for p,g in groups.items() if not all(o.dashed for o in g)}
+    y = place_columns(cols, height, [l for l,p in zip(links, of) if p in firm], gap, len(cards))
     wide = [max((cards[i].w for i in c if i < len(cards)), default=0) for c in cols]
-    left = [0, *itertools.accumulate(w+between for w in wide)]
-    for i,c in enumerate(cards): c.x, c.y = left[col[i]], y[i]-c.h/2
+    gaps = [max([between]+[text_width(o.label, 11.5)+26 for o in arrows if col[o.src] == j]) for j in range(len(cols))]
+    left = [0, *itertools.accumulate(w+g for w,g in zip(wide, gaps))]
+    for i,c in enumerate(cards): c.x, c.y, c.edge = left[col[i]], y[i]-c.h/2, left[col[i]]+wide[col[i]]
     return [(g, [(left[col[j]]-14, left[col[j]]+wide[col[j]]+14, y[j]) for j in ways.get(p, [])[1:-1]]) for p,g in groups.items()]
 
 # %% ../../nbs/config/935_layout.ipynb #12aef529
