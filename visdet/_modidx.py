@@ -793,6 +793,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'visdet/config/mmdet_model.py'),
                                            'visdet.config.mmdet_model._rcnn': ( 'config/mmdet_model.html#_rcnn',
                                                                                 'visdet/config/mmdet_model.py'),
+                                           'visdet.config.mmdet_model._regnet': ( 'config/mmdet_model.html#_regnet',
+                                                                                  'visdet/config/mmdet_model.py'),
                                            'visdet.config.mmdet_model._relu_extra': ( 'config/mmdet_model.html#_relu_extra',
                                                                                       'visdet/config/mmdet_model.py'),
                                            'visdet.config.mmdet_model._retina': ( 'config/mmdet_model.html#_retina',

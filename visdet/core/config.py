@@ -6,7 +6,7 @@
 __all__ = ['Link', 'Why', 'Change', 'Diff', 'Config', 'import_allowed', 'load_config', 'build']
 
 # %% ../../nbs/core/070_config.ipynb #a6694c76
-import importlib, re, sys
+import functools, importlib, re, sys
 from typing import NamedTuple
 from fastcore.basics import patch
 from .basics import ConfigError, explain, unknown
@@ -155,12 +155,18 @@ def import_allowed(
         try: importlib.import_module(o)
         except ImportError as e: raise ConfigError(explain(f'{o} cannot be imported: {e}', '--allow-import')) from e
 
+@functools.lru_cache(2)
+def _live(there):
+    "The catalogue of what is registered; `there` lists it, so that the description is renewed with it"
+    return catalogue()
+
 def _catalogue(cat=None):
     "`cat`, or what is saved together with what the program has registered besides"
     if cat is not None: return cat
     saved, reg = saved_catalogue(), sys.modules.get('visdet.core.registry')
-    if reg is None or all(n in saved.get(k, ()) for k in reg.KINDS for n in reg.names(k)): return saved
-    return saved | {k: saved.get(k, {}) | v for k,v in catalogue().items()}
+    there = tuple((k, n, reg.lookup(k, n)) for k in reg.KINDS for n in reg.names(k)) if reg else ()
+    if all(n in saved.get(k, ()) for k,n,_ in there): return saved
+    return saved | {k: saved.get(k, {}) | v for k,v in _live(there).items()}
 
 # %% ../../nbs/core/070_config.ipynb #7c71e50a
 def _check(node, cat, root, given, presets):
