@@ -1021,6 +1021,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'visdet.config.mmdet_run._schedule': ( 'config/mmdet_run.html#_schedule',
                                                                                 'visdet/config/mmdet_run.py'),
                                          'visdet.config.mmdet_run._sides': ('config/mmdet_run.html#_sides', 'visdet/config/mmdet_run.py'),
+                                         'visdet.config.mmdet_run._takes': ('config/mmdet_run.html#_takes', 'visdet/config/mmdet_run.py'),
                                          'visdet.config.mmdet_run._voc_files': ( 'config/mmdet_run.html#_voc_files',
                                                                                  'visdet/config/mmdet_run.py'),
                                          'visdet.config.mmdet_run.map_run': ('config/mmdet_run.html#map_run', 'visdet/config/mmdet_run.py'),
