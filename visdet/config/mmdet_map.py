@@ -7,10 +7,10 @@ __all__ = ['STATUSES', 'Fate', 'exit_code', 'plain_list', 'default_of', 'Ledger'
            'fatal', 'follow', 'upgrade']
 
 # %% ../../nbs/config/932_mmdet_map.ipynb #7ab37be5
-import copy, inspect, json
+import copy, json
 from dataclasses import dataclass
-from ..core.basics import ConfigError
-from ..core.registry import lookup
+from ..core.basics import ConfigError, unknown
+from ..core.schema import saved_catalogue
 from ..core.tree import join_path, leaves, split_path, to_node, Source
 
 # %% ../../nbs/config/932_mmdet_map.ipynb #90d40fca
@@ -45,11 +45,12 @@ def default_of(
     name:str, # Its registered name
     param:str, # A parameter
 ): # Its default, or `...` if it has none
-    "The default of a parameter of a registered component"
-    import visdet.data.datasets, visdet.engine.optimizers, visdet.engine.schedules, visdet.models.zoo
-    p = inspect.signature(lookup(kind, name)).parameters.get(param)
+    "The default of a parameter of a component, from the catalogue that ships with visdet"
+    comps = saved_catalogue()[kind]
+    if name not in comps: raise ConfigError(unknown(kind, name, comps))
+    p = next((o for o in comps[name]['params'] if o['name'] == param), None)
     if p is None: raise ConfigError(f'{kind} {name} has no parameter {param!r}')
-    return ... if p.default is inspect.Parameter.empty else plain_list(p.default)
+    return ... if p['required'] else plain_list(p['default'])
 
 class Ledger:
     "A foreign configuration, the visdet configuration made from it, and the fate of every key"

@@ -8,6 +8,7 @@ __all__ = ['FORMATS', 'unwrap', 'to_type', 'map_run']
 # %% ../../nbs/config/934_mmdet_run.ipynb #8a89f023
 import posixpath
 from .mmdet_map import *
+from ..core.basics import ConfigError
 from ..core.tree import split_path
 
 # %% ../../nbs/config/934_mmdet_run.ipynb #d041e30d
@@ -149,7 +150,10 @@ def _loaders(l):
     "Rules of training and validation loaders; returns how often the training set is repeated"
     t, times = unwrap(l, 'train_dataloader.dataset')
     v, _ = unwrap(l, 'val_dataloader.dataset') if isinstance(l.get('val_dataloader'), dict) else (None, 1)
-    if t is None or not _dataset(l, t, 'train'): l.refuse('train_dataloader', 'there is no training set that can be read here'); return times
+    if t is None or not _dataset(l, t, 'train'):
+        l.refuse('train_dataloader', 'there is no training set that can be read here')
+        for k in ('val_dataloader', 'model.data_preprocessor'): l.get(k) is None or l.drop(k, 'not looked at without a training set', effect=False)
+        return times
     if v and (l.get(f'{v}.type') != l.get(f'{t}.type') or not _dataset(l, v, 'valid')): l.drop(f'{v}.type', 'training and validation have one format here'); v = None
     _pipelines(l, t, v)
     follow(l, 'train_dataloader', dict(**_loader, batch_size=to('batch_size', reason='images on one device'), num_workers=to('num_workers'), sampler=dict(type=only('DefaultSampler', why='all images, in random order', lost='all images in random order here'), shuffle=only(True, why='in random order')),
@@ -160,6 +164,12 @@ def _loaders(l):
     return times
 
 # %% ../../nbs/config/934_mmdet_run.ipynb #93f0d6ec
+def _takes(name, param):
+    "Is there such an optimizer, with such a parameter?"
+    try: default_of('optimizer', name, param)
+    except ConfigError: return False
+    return True
+
 def _optimizer(l):
     "Rules of `optim_wrapper`"
     p = 'optim_wrapper.optimizer'; o = l.get(p)
@@ -167,10 +177,9 @@ def _optimizer(l):
     pw, t = l.get('optim_wrapper.paramwise_cfg') or {}, str(o.get('type')).rpartition('.')[2]
     free = t in ('SGD', 'AdamW') and pw.get('norm_decay_mult') == 0 and pw.get('bias_decay_mult') == 0 and not o.get('nesterov')
     name = t.lower() if free else f'torch.{t}'
-    try: default_of('optimizer', name, 'lr')
-    except ValueError: return l.refuse(f'{p}.type', f'torch has no optimizer {t}')
+    if not _takes(name, 'lr'): return l.refuse(f'{p}.type', f'torch has no optimizer {t}')
     l.out['optimizer'] = dict(type=name); l.note(f'{p}.type', 'mapped', 'optimizer.type', 'without decay of norms and biases' if free else "torch's own")
-    keys = dict(lr='lr', weight_decay='wd', momentum='mom', eps='eps') if free else {k: k for k in o if k != 'type'}
+    keys = dict(lr='lr', weight_decay='wd', momentum='mom', eps='eps') if free else {k: k for k in o if _takes(name, k)}
     for k in o:
         if k in keys: l.put(f'{p}.{k}', f'optimizer.{keys[k]}')
         elif k == 'betas' and free: l.put(f'{p}.{k}', 'optimizer.sqr_mom', o[k][1]); l.out['optimizer']['mom'] = o[k][0]
