@@ -221,10 +221,10 @@ def _shares(tree):
     return won, lost
 
 # %% ../../nbs/config/936_graph.ipynb #2263df21
-def _short(v):
+def _short(v, n=40):
     "A value in one line"
     s = 'null' if v is None else str(v).lower() if isinstance(v, bool) else str(v)
-    return s if len(s) < 40 else s[:39]+'…'
+    return s if len(s) <= n else s[:n-1]+'…'
 
 def _groups(won, most=8):
     "Rows of a box for the (path, node) it decides"
@@ -267,5 +267,5 @@ def inheritance_graph(
     boxes = [_source_box(o, won.get(o, []), lost.get(o, ())) for o in origins]
     total = sum(map(len, won.values()))
     boxes.append(Box('result', f'{total} values', [(b.title, str(len(won[o]))) for o,b in zip(origins, boxes) if o in won], shares=[(o[0], len(won[o]), b.title) for o,b in zip(origins, boxes) if o in won], kind='result'))
-    table = [[join_path(p), _short(n.plain()), str(n.source), ' ← '.join(f'{_short(s.plain())} ({s.source})' for s in _replaced(n))] for p,n in leaves(tree)]
+    table = [[join_path(p), _short(n.plain(), 400), str(n.source), ' ← '.join(f'{_short(s.plain(), 100)} ({s.source})' for s in _replaced(n))] for p,n in leaves(tree)]
     return Diagram(boxes, arrows, title or next((b.title for o,b in zip(origins, boxes) if files), 'Configuration'), f'{len(files)} files, {total} values; an arrow leads from a base to what starts from it', ['place', 'value', 'from', 'in place of'], table)
