@@ -99,7 +99,8 @@ class _Schema(_Components):
         if not open: return dict(type='object', properties=props, required=['type'], allOf=typed)
         known = {p: t for p,t in self.presets.get(kind, {}).items() if t in names}
         preset = [{'if': {'not': dict(required=['type'])} | is_a('_base_', p), 'then': self.ref(f'{kind}.{t}+', lambda: self.component(kind, t, True))} for p,t in known.items()]
-        rest = {'if': {'not': dict(required=['type'])}, 'then': self.ref(f'{kind}+', lambda: self.untyped(kind))}
+        told = [dict(required=['type'])] + ([dict(properties=dict(_base_=dict(enum=sorted(known))), required=['_base_'])] if known else [])
+        rest = {'if': {'not': dict(anyOf=told)}, 'then': self.ref(f'{kind}+', lambda: self.untyped(kind))}
         return dict(type='object', properties=props | self.keys(kind), allOf=typed + preset + [rest])
 
     def part(self, t, open, text=True):
