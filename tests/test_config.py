@@ -677,3 +677,19 @@ def test_shipped_presets_are_complete_configurations():
             cfg = load_config(name, root=root, given=("path",))
             assert load_config(read_yaml(text=cfg.resolved()), root=root, given=("path",)) == cfg, name
             assert cfg.why("type").source.kind == "preset"
+
+
+odd = st.sampled_from(["w_net", "w_sgd", "${model}", "${model.type}", "x${epochs}", "${", "$${a}", "${env:Q,1}", "model", "a.yaml", "https://h/x.yaml", "../x", "", ".", "~", "${a..b}", "${[}", "${model[0]}", "a['"])
+words_of_power = st.sampled_from(["model", "optimizer", "epochs", "_base_", "$ref", "_delete_", "type", "anchors", "0", "-1", "lr", "work_dir", "width", "tags"])
+wild = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-3, 3), odd), lambda s: st.one_of(st.lists(s, max_size=3), st.dictionaries(words_of_power, s, max_size=4)), max_leaves=14)
+changes = st.sampled_from(["epochs=2", "model={type: w_sized}", "optimizer=w_adam", "model[0]=1", "model.tags={0: x}", "a", "=", "model={_delete_: true}", "model={$ref: optimizer}", "model.type=${epochs}"])
+
+
+@settings(deadline=None, max_examples=150)
+@given(o=st.one_of(wild, st.dictionaries(words_of_power, wild, max_size=5)), overrides=st.lists(changes, max_size=3))
+def test_nonsense_is_a_config_error(cat, o, overrides):
+    try:
+        cfg = load_config(tree(o), overrides, cat=cat, presets=[], env={})
+        assert cfg.model.type in ("w_net", "w_sized")
+    except ConfigError as e:
+        assert str(e)

@@ -174,7 +174,7 @@ def _check(node, cat, root, given, presets):
     found = []
     for p in problems(node, cat, root, given):
         k = p.path[0] if p.path else root
-        o = node if root != 'run' else node.value.get(k)
+        o = node if root != 'run' else node.value.get(k) if isinstance(node.value, dict) else None
         if (k in FOLDERS and k != 'run' and (p.path in ((k,), (k, 'type'), ('type',), ())) and o is not None and isinstance(o.value, dict)
             and (t:=o.value.get('type')) and isinstance(t.value, str) and t.value not in cat.get(k, ())):
             p = p._replace(message=unknown(k, t.value, {*preset_names(k, presets), *cat.get(k, ())}))
