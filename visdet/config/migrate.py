@@ -16,7 +16,7 @@ from .mmdet_read import *
 from .mmdet_run import map_run
 from ..core.basics import ConfigError, explain
 from ..core.tree import Source, join_path, leaves, to_node
-from ..core.yaml import read_yaml, write_yaml
+from ..core.yaml import write_yaml
 
 # %% ../../nbs/config/938_migrate.ipynb #8894f0fa
 _columns = 'key value status target reason effect fatal'.split()
@@ -64,11 +64,10 @@ class Migration:
     code:int # 0, 1 or 2
 
     @property
-    def yaml(self)->str:
-        "The text of the configuration file"
-        o = self.report; head = [f'Made by visdet config migrate from {o.name}', *[f'Not carried over: {f.key}: {f.reason}' for f in o.lost]]
-        return write_yaml(self.config, header='\n'.join(head))
-
+    def head(self)->str: return '\n'.join([f'Made by visdet config migrate from {self.report.name}', *[f'Not carried over: {o.key}: {o.reason}' for o in self.report.lost]])
+    @property
+    def yaml(self)->str: return write_yaml(self.config, header=self.head)
+    def write(self, path): write_yaml(self.config, path, header=self.head)
     def __str__(self): return '\n'.join([f'{self.report}. Exit code {self.code}', *[f"  {'cannot be migrated' if o.fatal else 'lost'}: {o.key}: {o.reason}" for o in self.report.lost]])
     def _repr_html_(self): return f'<pre>{self}</pre>'
 
@@ -87,6 +86,11 @@ def _bare(o):
     if isinstance(o, dict): return {k: v.split('.', 1)[1] if k == 'type' and isinstance(v, str) and v.startswith(('mmdet.', 'mmcv.', 'mmengine.')) else _bare(v) for k,v in o.items() if k != '_scope_'}
     return [_bare(v) for v in o] if isinstance(o, (list, tuple)) else o
 
+def _literal(o):
+    "`o` with texts that no variable is substituted in"
+    if isinstance(o, dict): return {k: _literal(v) for k,v in o.items()}
+    return [_literal(v) for v in o] if isinstance(o, list) else o.replace('${', '$${') if isinstance(o, str) else o
+
 def map_mmdet(
     cfg:dict, # A resolved configuration of MMDetection 2.x or 3.x
     name:str='', # What to call it
@@ -98,7 +102,7 @@ def map_mmdet(
     else: l.fates.append(Fate('model', None, 'dropped', '', 'there is no model in this file; migrate the file that inherits it', True, True))
     map_run(l)
     fates = close(l)
-    out = {k: l.out[k] for k in _order if k in l.out and not (k == 'model' and 'type' not in l.out[k])}
+    out = {k: _literal(l.out[k]) for k in _order if k in l.out and not (k == 'model' and 'type' not in l.out[k])}
     return Migration(out, Report(fates, name), exit_code(fates))
 
 # %% ../../nbs/config/938_migrate.ipynb #2c17edf7
@@ -133,5 +137,5 @@ def migrate(
     names = read_names(path, allow_exec)
     cfg = plain_value(public_names(names), path)
     res = map_mmdet(cfg, path.name) if is_mmdet(cfg) else _copied(python_config(names, path), path.name)
-    if out is not None and res.code < 2: write_yaml(read_yaml(text=res.yaml).plain(), out, header='\n'.join(o.removeprefix('# ') for o in res.yaml.splitlines() if o.startswith('#')))
+    if out is not None and res.code < 2: res.write(out)
     return res
