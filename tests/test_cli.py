@@ -99,7 +99,10 @@ MISTAKES = [
     (["train", "--train", "{toy}/train.json", "--body", "resnet19"], "did you mean"),
     (["train", "--train", "{toy}/train.json", "--set", "chanels=8"], "did you mean 'channels'"),
     (["train", "--train", "{toy}/train.json", "--weights", "none.pth"], "none.pth"),
-    (["train", "--train", "{toy}/train.json", "--valid-pct", "2"], "between 0 and 1"),
+    (["train", "--train", "{toy}/train.json", "--valid-pct", "2"], "from 0 to 1"),
+    (["train", "--train", "{toy}/train.json", "model.chanels=8"], "did you mean 'channels'"),
+    (["train", "none.yaml"], "none.yaml"),
+    (["train", "{run}/config.yaml", "--images", "nowhere"], "dataset.images"),
     (["train", "--train", "{toy}/train.json", "--images", "nowhere"], "nowhere"),
     (["train", "--train", "{toy}/train.json", "--device", "gpu"], "no device 'gpu'"),
     (["train", "--train", "{toy}/train.json", "--epochs", "0"], "at least 1"),
@@ -145,7 +148,7 @@ def test_a_mistake_from_a_process(tmp_path):
 
 def test_run_folder(run):
     "A run leaves the model, its history and evaluation, and the command that made it"
-    assert {"model.safetensors", "history.csv", "evaluation.json", "command.txt", "last.pth"} <= {o.name for o in run.iterdir()}
+    assert {"model.safetensors", "history.csv", "evaluation.json", "command.txt", "last.pth", "config.yaml", "visdet.lock", "metrics.jsonl", "environment.json"} <= {o.name for o in run.iterdir()}
     assert not list(run.glob(".*")) and not list(run.glob("*.tmp"))
     assert (run / "command.txt").read_text().startswith("visdet train --train ")
     assert json.loads((run / "evaluation.json").read_text())["images"] == 4

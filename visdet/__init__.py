@@ -5,6 +5,7 @@
 __version__ = "0.0.1"
 
 _lazy = {
+    "SimpleRunner": "visdet.runner.simple",
     "create_model": "visdet.models.zoo",
     "list_models": "visdet.models.zoo",
     "load": "visdet.deploy.predict",

@@ -1521,6 +1521,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'visdet.cv.fusion._cluster_score': ('cv/fusion.html#_cluster_score', 'visdet/cv/fusion.py'),
                                   'visdet.cv.fusion._clusters_kernel': ('cv/fusion.html#_clusters_kernel', 'visdet/cv/fusion.py'),
                                   'visdet.cv.fusion._clusters_torch': ('cv/fusion.html#_clusters_torch', 'visdet/cv/fusion.py'),
+                                  'visdet.cv.fusion._match_kernel': ('cv/fusion.html#_match_kernel', 'visdet/cv/fusion.py'),
+                                  'visdet.cv.fusion._match_torch': ('cv/fusion.html#_match_torch', 'visdet/cv/fusion.py'),
                                   'visdet.cv.fusion._one_list': ('cv/fusion.html#_one_list', 'visdet/cv/fusion.py'),
                                   'visdet.cv.fusion._owner': ('cv/fusion.html#_owner', 'visdet/cv/fusion.py'),
                                   'visdet.cv.fusion.nms_match': ('cv/fusion.html#nms_match', 'visdet/cv/fusion.py'),

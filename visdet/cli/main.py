@@ -45,7 +45,8 @@ def _run(args):
         elif args.command == 'kernels': from visdet.cli.kernels import run_kernels as f
         elif args.command == 'config': from visdet.cli.config import run_config as f
         else:
-            from visdet.cli import commands
+            if args.command in ('train', 'preflight'): from visdet.cli import train as commands
+            else: from visdet.cli import commands
             f = getattr(commands, f'run_{args.command}')
         return f(args) or 0
 

@@ -83,31 +83,32 @@ def _format(g):
     g.add_argument('--on-missing', type=one_of('error', 'drop'), default='error', metavar='HOW', help='images that are missing or unreadable: error (default) | drop')
 
 def _data(p):
-    "Options that name a training and a validation set"
+    "A configuration, or options that name a training and a validation set"
+    p.add_argument('words', nargs='*', metavar='CONFIG', help='a configuration file, then changes such as model.num_convs=2; options change it too')
     g = p.add_argument_group('data')
     g.add_argument('--train', metavar='PATH', help='COCO: the JSON file. VOC: the folder of Annotations/. YOLO: data.yaml or the folder. Table: a CSV or Parquet file')
-    _format(g)
+    _format(g); p.set_defaults(on_missing=None)
     g.add_argument('--split', metavar='NAME', help='VOC and YOLO: which split to train on, such as train')
     g.add_argument('--valid', metavar='PATH', help='a second set to validate on')
     g.add_argument('--valid-images', metavar='DIR', help='its images, if they are elsewhere')
     g.add_argument('--valid-split', metavar='NAME', help='VOC and YOLO: the split to validate on, such as val')
-    g.add_argument('--valid-pct', type=real(), default=0.2, metavar='SHARE', help='without --valid: share of the training set kept for validation (default 0.2)')
+    g.add_argument('--valid-pct', type=real(), metavar='SHARE', help='without --valid: share of the training set kept for validation (default 0.2)')
 
 def _loading(p):
     "Options of the loaders"
     g = p.add_argument_group('images and batches')
     g.add_argument('--size', type=whole(32), metavar='PIXELS', help='short side of the images, the long side at most 5/3 of it; what most of your images have, at most 800, if left out')
-    g.add_argument('--aug', type=one_of('none', 'flip', 'default', 'strong'), default='default', metavar='KIND', help='augmentation: none | flip | default | strong')
-    g.add_argument('--bs', type=whole(1), default=8, metavar='N', help='images in a batch (default 8)')
+    g.add_argument('--aug', type=one_of('none', 'flip', 'default', 'strong'), metavar='KIND', help='augmentation: none | flip | default (if left out) | strong')
+    g.add_argument('--bs', type=whole(1), metavar='N', help='images in a batch (default 8)')
     g.add_argument('--workers', type=whole(0), metavar='N', help='processes that read images; chosen by the number of cores if left out')
-    g.add_argument('--seed', type=whole(0), default=42, metavar='N', help='of order, augmentation and new weights (default 42)')
+    g.add_argument('--seed', type=whole(0), metavar='N', help='of order, augmentation and new weights (default 42)')
     g.add_argument('--device', metavar='NAME', help='cpu, cuda, cuda:1; the best there is if left out')
 
 def _model(p):
     "Options that choose a model"
     g = p.add_argument_group('model')
-    g.add_argument('--model', default='retinanet', metavar='NAME', help="one of those that 'visdet models' lists (default retinanet)")
-    g.add_argument('--body', default='resnet18', metavar='NAME', help="a timm name, or tv: and a torchvision name (default resnet18); 'visdet models --bodies' lists them")
+    g.add_argument('--model', metavar='NAME', help="one of those that 'visdet models' lists, or a preset such as retinanet_r50 (default retinanet)")
+    g.add_argument('--body', metavar='NAME', help="a timm name, or tv: and a torchvision name (default resnet18); 'visdet models --bodies' lists them")
     g.add_argument('--weights', metavar='FILE', help='local file of weights for the body')
     g.add_argument('--pretrained', action='store_true', help="fetch timm's weights for the body; needs the network")
     g.add_argument('--set', type=setting, action='append', default=[], metavar='NAME=VALUE', help="any other argument of the model, such as channels=128; repeatable; 'visdet models NAME' lists them")
@@ -127,15 +128,16 @@ def _train(add):
         Reads the annotations, repairs what can be repaired and says so, trains, and writes the model, the
         history and the evaluation into one folder. A run that was interrupted goes on with --resume.""",
         'visdet train --train train.json --images images/ --valid valid.json --epochs 20 --out run\n'
+        'visdet train config.yaml epochs=24 model.num_convs=2 --out run\n'
         'visdet train --data voc --train VOC2012 --split train --valid VOC2012 --valid-split val --body resnet50 --out run\n'
         'visdet train --train boxes.csv --images images/ --size 512 --set channels=128 --out run')
     _data(p); _loading(p); _model(p); g = p.add_argument_group('training')
-    g.add_argument('--epochs', type=whole(1), default=12, metavar='N', help='passes over the training set (default 12)')
+    g.add_argument('--epochs', type=whole(1), metavar='N', help='passes over the training set (default 12)')
     g.add_argument('--lr', type=real(), metavar='RATE', help='highest learning rate; 0.0003 if left out')
-    g.add_argument('--precision', type=one_of('auto', 'fp32', 'bf16', 'fp16'), default='auto', metavar='KIND', help='of training: auto (default: bf16 on processors with units for it, fp32 elsewhere) | fp32 | bf16 | fp16')
+    g.add_argument('--precision', type=one_of('auto', 'fp32', 'bf16', 'fp16'), metavar='KIND', help='of training: auto (default: bf16 on processors with units for it, fp32 elsewhere) | fp32 | bf16 | fp16')
     g.add_argument('--no-ema', action='store_true', help='validate and save the last weights, not their moving average')
     g.add_argument('--preflight', action='store_true', help="check the data and the model first, as 'visdet preflight' does")
-    g.add_argument('--out', default='run', metavar='DIR', help='folder to write (default run)')
+    g.add_argument('--out', metavar='DIR', help='folder to write (default run; with a configuration, its work_dir, or the next free one in runs/)')
     g.add_argument('--resume', action='store_true', help='go on with the interrupted run in --out')
     g.add_argument('--overwrite', action='store_true', help='replace the run in --out')
     p.needs = 'train',
@@ -172,7 +174,7 @@ def _preflight(add):
     p = add('preflight', 'check data and model before any time is spent training', """
         Follows every annotated box from the file to the loss and back through decoding and evaluation, and says at
         which stage boxes are lost and what to do. The exit code is 1 if something is wrong.""",
-        'visdet preflight --train train.json --images images/ --valid valid.json')
+        'visdet preflight --train train.json --images images/ --valid valid.json\nvisdet preflight config.yaml')
     _data(p); _loading(p); _model(p)
     p.needs = 'train',
 
@@ -341,6 +343,11 @@ def _first(argv, choices, what):
     "Raise for a first word that is neither an option nor one of `choices`"
     if argv and not argv[0].startswith('-') and argv[0] not in choices: raise ConfigError(_see(unknown(what, argv[0], choices), 'visdet'))
 
+def _changes(args, words, sub):
+    "Sort words into a configuration and changes `path=value`; returns what is neither"
+    args.config = words.pop(0) if words and '=' not in words[0] else None; args.changes = [o for o in words if '=' in o]
+    return [o for o in words if '=' not in o]
+
 def parse_command(
     argv:list, # Words after `visdet`
 )->argparse.Namespace: # The options, `command`, and `parser`, the command's own
@@ -355,7 +362,8 @@ def parse_command(
     args, rest = p.parse_known_args(argv); sub = getattr(args, 'parser', p)
     bad = [o.split('=')[0] for o in rest if o.startswith('-')]
     if bad: sub.error('; '.join(_unknown_option(o, sub.options) for o in bad))
+    if hasattr(args, 'words'): rest = _changes(args, args.words+rest, sub)
     if rest: sub.error(f"nothing is expected here: {' '.join(rest)}")
-    lack = [f"--{o.replace('_', '-')}" for o in sub.needs if getattr(args, o) is None]
+    lack = [f"--{o.replace('_', '-')}" for o in sub.needs if getattr(args, o) is None and not getattr(args, 'config', None)]
     if lack: sub.error(f"{' and '.join(lack)} {'is' if len(lack) == 1 else 'are'} needed")
     return args
