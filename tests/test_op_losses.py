@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from hypothesis import given, settings, strategies as st
 from op_tools import backends_of
+from visdet.bench.isolate import _rss_of
 from visdet.core.basics import ConfigError, DataError
 from visdet.core.kernels import kernels_missing
 from visdet.core.testing import close, rand_boxes
@@ -230,6 +231,28 @@ def test_focal_does_not_depend_on_threads():
         l.backward()
         res.append((l.detach(), a.grad))
     assert all(torch.equal(u, v) for r in res[1:] for u, v in zip(res[0], r))
+
+
+@KERNELS
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a process can only be reset on Linux")
+@pytest.mark.parametrize("kind", KINDS)
+def test_focal_kernel_holds_nothing_but_the_gradient(kind):
+    "No table of targets, probabilities or losses: without a gradient next to nothing, with it once the size of the logits"
+    x, labels, q, w = inputs(320_000, 40)  # tables above 32 MiB get pages of their own, which go back at once
+    table, slack = x.numel() * 4, 6 << 20
+    x.requires_grad_()
+
+    def forward():
+        with torch.no_grad():
+            ours(kind, x, labels, q, w, backend="kernels")
+
+    def step():
+        torch.autograd.grad(ours(kind, x, labels, q, w, backend="kernels"), x)
+
+    for f, most in ((forward, 0), (step, table)):
+        f()
+        assert _rss_of(f)["rise"] <= most + slack
+    assert _rss_of(lambda: torch.autograd.grad(torchvision.ops.sigmoid_focal_loss(x, x.detach(), reduction="sum"), x))["rise"] >= 3 * table  # it would be seen
 
 
 @KERNELS

@@ -760,6 +760,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'visdet/config/mmdet_map.py')},
             'visdet.config.mmdet_model': { 'visdet.config.mmdet_model._agree': ( 'config/mmdet_model.html#_agree',
                                                                                  'visdet/config/mmdet_model.py'),
+                                           'visdet.config.mmdet_model._alike': ( 'config/mmdet_model.html#_alike',
+                                                                                 'visdet/config/mmdet_model.py'),
                                            'visdet.config.mmdet_model._anchors': ( 'config/mmdet_model.html#_anchors',
                                                                                    'visdet/config/mmdet_model.py'),
                                            'visdet.config.mmdet_model._body': ( 'config/mmdet_model.html#_body',

@@ -31,7 +31,7 @@ def _fake(x, y, weight, kind, scale, each, by_x, by_y):
 
 def _keep(ctx, inputs, output):
     ctx.each,ctx.by = inputs[5], inputs[6:8]
-    ctx.mark_non_differentiable(*output[1:])
+    ctx.mark_non_differentiable(*output[1:]); ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
 
 @torch.autograd.function.once_differentiable
