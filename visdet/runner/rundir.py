@@ -77,17 +77,17 @@ def _number(v):
 
 class MetricsLog(Callback):
     "Append one line to `metrics.jsonl` after each epoch"
-    order, _only_train_loop, remove_on_fetch = 210, True, True
+    order, _only_train_loop, remove_on_fetch = 190, True, True # before `Checkpoint`, which lets other callbacks sleep while it passes over epochs
     def __init__(self,
         path, # The file
         resume:bool=False, # Keep the lines of earlier epochs?
-    ): self.path,self.stage = Path(path),0; self.old = read_metrics(path) if resume and self.path.exists() else []
+    ): self.path,self.stage,self.trained = Path(path),0,False; self.old = read_metrics(path) if resume and self.path.exists() else []
 
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') and not self.learn.lock.locked() and not rank_distrib()
         if not self.run: return
         self.stage += 1; self.trained = False
-        if self.stage == 1: self._write([])
+        if self.stage == 1 and not self.old: self._write([])
     def before_epoch(self):
         import time
         self.t, self.trained = time.time(), False
@@ -95,7 +95,7 @@ class MetricsLog(Callback):
     def after_epoch(self):
         import time
         keep = [o for o in self.old if (o['stage'], o['epoch']) < (self.stage, self.epoch)]
-        if not self.trained: return self._write(keep+[o for o in self.old if (o['stage'], o['epoch']) == (self.stage, self.epoch)])
+        if not self.trained: return
         r = self.learn.recorder; row = {k: _number(v) for k,v in zip(r.metric_names[1:-1], r.values[-1])}
         self.old = keep+[dict(stage=self.stage, epoch=self.epoch, **row, seconds=round(time.time()-self.t, 3))]; self._write(self.old)
 
