@@ -69,12 +69,12 @@ def test_arithmetic_is_pythons(tmp_path, text):
     ("x = sum([[1]]*1000, [])", 'numbers'), ("x = {1, 2}", 'set'), ("x = b'1'", 'form'), ("x = 1j", 'form'), ("x = ...", 'form'), ("x = lambda: 1", 'Lambda'), ("x = (yield)", 'Yield'), ("x = (y := 1)", 'NamedExpr'), ("x = await f()", ''),
     ("with open('canary', 'w') as f: pass", 'read_base'), ("try: pass\nexcept Exception: pass", 'Try'), ("raise SystemExit", 'Raise'), ("assert False", 'Assert'), ("global x", 'Global'), ("class A: pass\nx = A()", 'A'), ("@print\nclass A: pass\nx = A", 'A'),
     ("from os import *", 'everything'), ("x = undefined", 'undefined'), ("x = dict(a=1).b", 'attribute'), ("x = dict(a=1)\nx.clear()", 'clear'), ("x = [3, 1]\nx.sort(key=print)", ''), ("x = sorted([1], key=len)", ''), ("del x", 'x'), ("x = 1/0", 'Zero'),
-    ("x = (", 'valid Python'), ("x = 1\n\0", ''), ('('*500+')'*500, ''), ('x = '+'-'*20000+'1', ''), ('x = '+'+'.join(['1']*20000), ''), ('x = '+'['*150+']'*150, ''), ("_base_ = ['a', __import__('os')]", ''),
+    ("x = '{{a"+' '*900_000+"'", None), ("x = (", 'valid Python'), ("x = 1\n\0", ''), ('('*500+')'*500, ''), ('x = '+'-'*20000+'1', ''), ('x = '+'+'.join(['1']*20000), ''), ('x = '+'['*150+']'*150, ''), ("_base_ = ['a', __import__('os')]", ''),
     ("from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = __import__('os').system('touch canary')\na = A()", '__import__'), ("def f(x=__import__('os').system('touch canary')): pass\ny = 1", None)])
 def test_attacks_are_refused(tmp_path, monkeypatch, text, said):
     monkeypatch.chdir(tmp_path); (tmp_path/'c.py').write_text(text)
     t = time.perf_counter()
-    if said is None: assert migrate(tmp_path/'c.py').config == dict(y=1)
+    if said is None: assert set(migrate(tmp_path/'c.py').config) <= {'x', 'y'}
     else:
         with pytest.raises(ConfigError) as e: migrate(tmp_path/'c.py')
         assert any(w in str(e.value) for w in said.split('|')) and 'c.py' in str(e.value)
@@ -248,6 +248,10 @@ def test_exit_codes(tmp_path, more, code, said):
     assert m.code == code and (tmp_path/'retinanet.yaml').exists() == (code < 2) and said in str(m)
     if 'EMAHook' in more: assert m.config['ema'] == .999
     if 'RepeatDataset' in more: assert (m.config['epochs'], m.config['scheduler']['steps'], m.config['val_interval']) == (48, [32, 44], 4)
+
+def test_numbers_that_training_and_testing_share(tmp_path):
+    m, _ = migrated(tmp_path, 'faster_rcnn', "\nmodel['test_cfg']['rpn']['nms'] = dict(type='nms', iou_threshold=0.9)\nmodel['test_cfg']['rpn']['min_bbox_size'] = 4")
+    assert m.code == 1 and m.config['model']['rpn_nms'] == .75 and {o.key for o in m.report.lost} == {'model.test_cfg.rpn.nms.iou_threshold', 'model.test_cfg.rpn.min_bbox_size'}
 
 def test_version_two(tmp_path):
     text = COMMON.split('train_dataloader')[0]+"norm = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)\npipe = load+[dict(type='Resize', img_scale=(1333, 800), keep_ratio=True), dict(type='RandomFlip', flip_ratio=0.5), dict(type='Normalize', **norm), dict(type='Pad', size_divisor=32), dict(type='DefaultFormatBundle'), dict(type='Collect', keys=['img'])]\n" \

@@ -208,6 +208,14 @@ def _pair(target, i):
         l.out['model'].pop(name, None); l.put(p, target, have)
     return f
 
+def _alike(target, i=None):
+    "A rule: training and testing share this number"
+    def f(l, p):
+        name = target.split('.')[1]; have = l.out['model'].get(name, default_of('model', l.out['model']['type'], name)); have = have if i is None else have[i]
+        if l.get(p) == have: l.note(p, 'defaulted', target, 'the same number as in training')
+        else: l.drop(p, f'training and testing share this number here, which is {have}')
+    return f
+
 def _sampler(num, share, gt):
     return dict(type=only('RandomSampler', why='a random sample', lost='the sample is random here'), num=to(num), pos_fraction=to(share), neg_pos_ub=only(-1, why='as many negatives as fit'), add_gt_as_proposals=only(gt, why='objects are regions too' if gt else 'anchors only'))
 
@@ -218,7 +226,7 @@ def _rpn(l, strides):
     follow(l, 'model.rpn_head', dict(in_channels=_agree('model.channels'), feat_channels=_agree('model.channels'), num_convs=to('model.rpn_convs'), anchor_generator=_anchors(strides), bbox_coder=_coder([1, 1, 1, 1]), loss_cls=_bce, loss_bbox=same_loss, init_cfg=no_effect('convolutions start as everywhere here')))
     follow(l, 'model.train_cfg.rpn', dict(**_dense_train, assigner=dict(**_assigner, pos_iou_thr=to('model.rpn_pos'), neg_iou_thr=_neg('model.rpn_neg'), min_pos_iou=to('model.rpn_min_pos'), match_low_quality=_low('model.rpn_low')), sampler=_sampler('model.rpn_num', 'model.rpn_share', False)))
     for p,i in (('model.train_cfg.rpn_proposal', 0), ('model.test_cfg.rpn', 1)):
-        follow(l, p, dict(nms_pre=_pair('model.pre', i), max_per_img=_pair('model.post', i), min_bbox_size=_pair('model.min_size', 0), nms=_nms('model.rpn_nms') if i else dict(type=only('nms', why='greedy suppression'), iou_threshold=to('model.rpn_nms')),
+        follow(l, p, dict(nms_pre=_pair('model.pre', i), max_per_img=_pair('model.post', i), min_bbox_size=_alike('model.min_size', 0) if i else _pair('model.min_size', 0), nms={**_nms('model.rpn_nms'), **(dict(iou_threshold=_alike('model.rpn_nms'), iou_thr=_alike('model.rpn_nms')) if i else {})},
             nms_post=no_effect('superseded by max_per_img'), nms_across_levels=only(False, why='levels are suppressed apart')))
 
 # %% ../../nbs/config/933_mmdet_model.ipynb #21274337

@@ -140,7 +140,7 @@ class Script:
 def _const(s, n):
     if n.value is None or isinstance(n.value, (bool, int, float)): return n.value
     if not isinstance(n.value, str): s.fail(n, f'{n.value!r} has no form in YAML')
-    return s.fill(s, n, n.value) if s.fill and '{{' in n.value else n.value
+    return s.sized(n, s.fill(s, n, n.value)) if s.fill and '{{' in n.value else n.value
 
 @_on(_values, ast.Name)
 def _name(s, n):
@@ -170,7 +170,7 @@ def _dict(s, n):
 def _braces(s, n):
     inner = n.elts[0].elts if len(n.elts) == 1 and isinstance(n.elts[0], ast.Set) else []
     if len(inner) != 1 or not s.fill: s.fail(n, 'a set has no form in YAML', 'Write a list')
-    return s.fill(s, n, '{{'+ast.unparse(inner[0])+'}}')
+    return s.sized(n, s.fill(s, n, '{{'+ast.unparse(inner[0])+'}}'))
 
 # %% ../../nbs/config/930_mmdet_parse.ipynb #92359a6c
 _binary = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
@@ -241,8 +241,8 @@ def _attribute(s, n):
 
 # %% ../../nbs/config/930_mmdet_parse.ipynb #d0056bcd
 @contextlib.contextmanager
-def _own_names(s):
-    old = dict(s.names)
+def _own_names(s, n):
+    s.spend(n, len(s.names)); old = dict(s.names)
     try: yield
     finally: s.names = old
 
@@ -255,11 +255,11 @@ def _turns(s, gens):
 
 @_on(_values, ast.ListComp, ast.GeneratorExp)
 def _listcomp(s, n):
-    with _own_names(s): return s.sized(n, [s.value(n.elt) for _ in _turns(s, n.generators)])
+    with _own_names(s, n): return s.sized(n, [s.value(n.elt) for _ in _turns(s, n.generators)])
 
 @_on(_values, ast.DictComp)
 def _dictcomp(s, n):
-    with _own_names(s): return s.sized(n, {s.sized(n, s.value(n.key)): s.value(n.value) for _ in _turns(s, n.generators)})
+    with _own_names(s, n): return s.sized(n, {s.sized(n, s.value(n.key)): s.value(n.value) for _ in _turns(s, n.generators)})
 
 # %% ../../nbs/config/930_mmdet_parse.ipynb #fde7e2ea
 def _range(*args):

@@ -12,7 +12,7 @@ from .mmdet_parse import *
 from ..core.basics import ConfigError, VisdetError, explain
 
 # %% ../../nbs/config/931_mmdet_read.ipynb #d5e61ac1
-_brace = re.compile(r'\{\{\s*([$\w][^{}]*?)\s*\}\}')
+_brace = re.compile(r'\{\{([^{}]{1,200})\}\}')
 
 def _inherited(base, path):
     "The entry `a.b` of the base, or `...`"
@@ -38,8 +38,8 @@ def fill_text(
 ): # A string, or the inherited value if the text is nothing but its placeholder
     "Substitute the placeholders in a string"
     def one(m):
-        v = _placeholder(path, base, m[1])
-        if v is ... and m[1].startswith(('_base_.', '$')): fail(f'{m[0]} has no value')
+        word = m[1].strip(); v = _placeholder(path, base, word)
+        if v is ... and word.startswith(('_base_.', '$')): fail(f'{m[0]} has no value')
         return m[0] if v is ... else v
     if m := _brace.fullmatch(text): return one(m)
     return _brace.sub(lambda m: str(one(m)), text)
