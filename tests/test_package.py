@@ -60,6 +60,8 @@ def test_wheel_holds_everything(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "visdet").rglob("*.py")}
     assert here <= set(names), sorted(here - set(names))
+    files = {p.relative_to(ROOT).as_posix() for d in ("schema", "presets") for p in (ROOT / "visdet/config" / d).rglob("*") if p.suffix in (".json", ".yaml")}
+    assert {"visdet/config/schema/catalogue.json", "visdet/config/presets/models/retinanet_r50.yaml"} <= files <= set(names), sorted(files - set(names))
     strangers = {n.split("/")[0] for n in names} - {"visdet"}
     assert all(re.fullmatch(r"visdet-.*\.(dist-info|data)", o) for o in strangers), strangers
     data = {n.split("/", 1)[1] for n in names if ".data/" in n}
