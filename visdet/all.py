@@ -42,6 +42,7 @@ from visdet.data.toy import make_toy, toy_records, toy_image
 from visdet.data.transforms import Resize, RandomResize, RandomFlip, RandomCrop, Compose
 from visdet.data.batch import Normalize, ColourJitter, KorniaJitter
 from visdet.data.loaders import DetDL, DetDataLoaders, det_augs
+import visdet.data.datasets  # registers coco, voc, yolo, table and toy
 from visdet.nn.body import Body, create_body
 from visdet.nn.fpn import FPN
 from visdet.nn.pan import PAFPN
@@ -56,3 +57,4 @@ from visdet.eval.evaluate import evaluate, Evaluation, CocoEvaluator
 from visdet.engine.all import det_learner, DetLoss, FusedAdamW, EMA, Checkpoint, TrainingError, coco_columns, Preflight, preflight
 from visdet.deploy.save import save_model, load_model, read_card
 from visdet.deploy.predict import Predictor, load, as_predictor
+from visdet.runner.simple import SimpleRunner
