@@ -29,24 +29,24 @@ def _span(a, b):
 # %% ../../nbs/cv/110_iou.ipynb #93b1914b
 _eps = 1e-9
 
-def _giou_gap(a, b, iou, union):
+def _giou_gap(a, b, iou, union, eps):
     "Share of the enclosing box that neither box covers"
     w,h = _span(a, b)
     hull = w.mul(h)
-    return (hull-union)/hull.clamp(min=_eps)
+    return (hull-union)/hull.clamp(min=eps)
 
-def _diou_gap(a, b, iou, union):
+def _diou_gap(a, b, iou, union, eps):
     "Squared distance of the centres over the squared diagonal of the enclosing box"
     w,h = _span(a, b)
     dx,dy = a[0]+a[2]-b[0]-b[2], a[1]+a[3]-b[1]-b[3]
-    return (dx*dx+dy*dy)/(4*(w*w+h*h)).clamp(min=_eps)
+    return (dx*dx+dy*dy)/(4*(w*w+h*h)).clamp(min=eps)
 
-def _ciou_gap(a, b, iou, union):
+def _ciou_gap(a, b, iou, union, eps):
     "DIoU's penalty and one for the difference of the aspect ratios"
-    angle = lambda o: torch.atan((o[2]-o[0])/(o[3]-o[1]).clamp(min=_eps))
+    angle = lambda o: torch.atan((o[2]-o[0])/(o[3]-o[1]).clamp(min=eps))
     v = (4/math.pi**2)*(angle(a)-angle(b))**2
-    with torch.no_grad(): alpha = v/(1-iou+v).clamp(min=_eps)
-    return _diou_gap(a, b, iou, union)+alpha*v
+    with torch.no_grad(): alpha = v/(1-iou+v).clamp(min=eps)
+    return _diou_gap(a, b, iou, union, eps)+alpha*v
 
 # %% ../../nbs/cv/110_iou.ipynb #3f6c7c55
 _gaps = dict(iou=None, iof=None, giou=_giou_gap, diou=_diou_gap, ciou=_ciou_gap)
@@ -59,15 +59,15 @@ def _wide(o, name):
     return o if o.dtype in (torch.float32, torch.float64) else o.float()
 
 @_ious.backend('torch')
-def _iou_torch(a, b, kind, aligned=False):
+def _iou_torch(a, b, kind, aligned=False, eps=_eps):
     "Overlaps by whole tables, with gradients"
     (pa,sa),(pb,sb) = (([*o.unbind(-1)], box_area(o)) for o in (a, b))
     if not aligned: pa,sa,pb,sb = [o.unsqueeze(-1) for o in pa], sa.unsqueeze(-1), [o.unsqueeze(-2) for o in pb], sb.unsqueeze(-2)
     inter = _inter(pa, pb)
-    if kind=='iof': return inter/sa.clamp(min=_eps)
+    if kind=='iof': return inter/sa.clamp(min=eps)
     union = (sa+sb).sub_(inter)
-    iou = inter/union.clamp(min=_eps)
-    return iou-_gaps[kind](pa, pb, iou, union) if _gaps[kind] else iou
+    iou = inter/union.clamp(min=eps)
+    return iou-_gaps[kind](pa, pb, iou, union, eps) if _gaps[kind] else iou
 
 # %% ../../nbs/cv/110_iou.ipynb #4444ce92
 @_ious.backend('kernels', missing=lambda device: kernels_missing(device) if device=='cpu' else 'written for CPUs')
@@ -91,15 +91,17 @@ def box_iou(
     kind:str='iou', # 'iou' | 'iof' | 'giou' | 'diou' | 'ciou'
     aligned:bool=False, # Compare row by row instead of every pair
     backend:str=None, # 'torch' | 'kernels' (pairs, without a gradient); None takes the fastest that can do it
+    eps:float=1e-9, # Least area to divide by
 )->torch.Tensor: # (...,N,M), or (...,N) when aligned
     "Overlap of boxes: every pair, or row by row"
     if kind not in _gaps: raise ConfigError(unknown('kind of IoU', kind, _gaps))
     a,b = _wide(a, 'a'), _wide(b, 'b')
     if a.dtype!=b.dtype: a,b = a.double(), b.double()
+    if not eps>0: raise ConfigError(explain(f'eps must be above 0, it is {eps}', where='box_iou'))
     if aligned and a.shape[-2:]!=b.shape[-2:]: raise ConfigError(explain(f'aligned boxes must match row by row, the shapes are {tuple(a.shape)} and {tuple(b.shape)}'))
-    plain = aligned or min(a.ndim, b.ndim)<2 or torch.compiler.is_compiling() or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
-    if plain and backend=='kernels': raise ConfigError(explain('compiled overlaps are for pairs of boxes and have no gradient', where='box_iou', fix="Use backend='torch', or torch.no_grad()"))
-    return _iou_torch(a, b, kind, aligned) if plain else use(_ious, backend, a.device)(a, b, kind)
+    plain = aligned or eps!=_eps or min(a.ndim, b.ndim)<2 or torch.compiler.is_compiling() or (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
+    if plain and backend=='kernels': raise ConfigError(explain('compiled overlaps are for pairs of boxes, without a gradient and with the usual floor', where='box_iou', fix="Use backend='torch', or torch.no_grad()"))
+    return _iou_torch(a, b, kind, aligned, eps) if plain else use(_ious, backend, a.device)(a, b, kind)
 
 # %% ../../nbs/cv/110_iou.ipynb #81b686ef
 def _bench(device, n=1000, m=100, kind='iou', backend=None):
