@@ -526,6 +526,15 @@ def _(o):
     yield o, (b, s, l.sort()[0], 0.5)
 
 
+@kernel("fast_nms", "matrix_nms", "nms_match")
+def _(o):
+    b, s, l = candidates("plain", F32)
+    for labels in (l, None):
+        yield torch.ops.visdet.fast_nms, (b.float(), s, labels, 0.5, 200, -1)
+        yield torch.ops.visdet.matrix_nms, (b, s, labels, labels is None, 2.0, 0.0, -1, 5)
+        yield torch.ops.visdet.nms_match, (b, s.float(), labels, 0.5)
+
+
 @kernel("rotated_iou", "rotated_nms")
 def _(o):
     from visdet.cv.rotated import _rows

@@ -3,7 +3,7 @@ import torch
 import torchvision
 from visdet.core.testing import crowded_boxes
 from visdet.cv.boxes import convert_boxes
-from visdet.cv.fusion import weighted_box_fusion
+from visdet.cv.fusion import nms_match, weighted_box_fusion
 from visdet.cv.nms import batched_nms, nms
 from visdet.cv.rotated import rotated_iou, rotated_nms
 from visdet.cv.soft import fast_nms, matrix_nms, soft_nms
@@ -66,12 +66,13 @@ for _name, _n in SIZES.items():
                       # torchvision adds float32 offsets to boxes, which bends a few overlaps
                       same=lambda a, b: len(set(a.tolist()) ^ set(b.tolist())) <= max(2, len(a) // 500)))
     CASES.append(case("nms", f"{_name} boxes, one class", nms, lambda n=_n: boxes(n)[:2], 0.5, others={"torchvision": torchvision.ops.nms}, same=equal))
-    CASES.append(case("fast_nms", f"{_name} boxes, 80 classes", fast_nms, lambda n=_n: boxes(n), 0.5))
+    CASES.append(case("fast_nms", f"{_name} boxes, 80 classes", fast_nms, lambda n=_n: boxes(n), 0.5, others={"reference": reference(fast_nms)}, same=equal))
 for _name, _n in list(SIZES.items())[:3]:
     for _how in ("linear", "gaussian"):
         CASES.append(case("soft_nms", f"{_name} boxes, one class, {_how}", soft_nms, lambda n=_n: boxes(n)[:2], None, _how, target=1 / 20, others={"reference": reference(soft_nms)} if _n <= 1000 or _how == "linear" else None, same=near))
+    CASES.append(case("nms_match", f"{_name} boxes, 80 classes", nms_match, lambda n=_n: boxes(n), 0.5, others={"reference": reference(nms_match)}, same=lambda a, b: len(a) == len(b) and all(map(torch.equal, a, b))))
     if _n <= 1000:
         CASES.append(case("rotated_iou", f"{_name} x {_name} boxes", rotated_iou, lambda n=_n: (turned(n)[0], turned(n)[0]), others={"reference": reference(rotated_iou)}, same=lambda a, b: torch.allclose(a, b, atol=1e-5)))
         CASES.append(case("rotated_nms", f"{_name} boxes, one class", rotated_nms, lambda n=_n: turned(n), others={"reference": reference(rotated_nms)}, same=equal))
-        CASES.append(case("matrix_nms", f"{_name} boxes, 80 classes", matrix_nms, lambda n=_n: boxes(n)))
+        CASES.append(case("matrix_nms", f"{_name} boxes, 80 classes", matrix_nms, lambda n=_n: boxes(n), others={"reference": reference(matrix_nms)}, same=near))
         CASES.append(case("weighted_box_fusion", f"{_name} boxes of 5 models, 80 classes", fused, lambda n=_n: models(n), others={"reference": reference(weighted_box_fusion)}, same=lambda a, b: torch.allclose(a[1], b[1], atol=1e-5)))

@@ -131,26 +131,50 @@ def _owner(boxes, labels, keep, lost, thr):
         res.append(over.int().argmax(1))
     return torch.cat(res)
 
+_match = Op('nms_match', lambda device, n: ['kernels', 'torch'] if device=='cpu' else ['torch'])
+
+@_match.backend('torch')
+def _match_torch(b, s, l, thr):
+    "Rows of all groups, and the sizes of groups, from the survivors"
+    keep = nms(b, s, thr) if l is None else batched_nms(b, s, l, thr)
+    alive = torch.zeros(len(b), dtype=torch.bool, device=b.device); alive[keep] = True
+    order = s.argsort(descending=True, stable=True); lost = order[~alive[order]]
+    own = torch.cat([torch.arange(len(keep), device=b.device), _owner(b, l, keep, lost, thr)])
+    rows,by = torch.cat([keep, lost]), own.argsort(stable=True)
+    return rows[by], torch.bincount(own, minlength=len(keep))
+
+# %% ../../nbs/cv/124_fusion.ipynb #a0221503
+@when_loaded
+def _():
+    "What tracing needs to know of the kernel"
+    @torch.library.register_fake('visdet::nms_match')
+    def _(boxes, scores, labels, thr): return scores.new_empty(scores.shape, dtype=torch.long), scores.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
+
+@_match.backend('kernels', missing=lambda device: kernels_missing(device) if device=='cpu' else f'not written for {device}')
+def _match_kernel(b, s, l, thr):
+    "The compiled walk"
+    try: return torch.ops.visdet.nms_match(b.contiguous(), s.contiguous(), l if l is None else l.contiguous(), thr)
+    except RuntimeError:
+        _finite(b, s)
+        raise
+
 @register('op')
 def nms_match(
     boxes:torch.Tensor, # (N,4) xyxy, finite
     scores:torch.Tensor, # (N,), no NaN
     labels:torch.Tensor=None, # (N,) int64: only equal labels suppress one another; None: all do
     iou_thr:float=0.5, # A box overlapping a better one by more than this belongs to it
+    backend:str=None, # 'torch' | 'kernels'; None takes the fastest here
 )->list: # Of int64 tensors, by falling score of the kept box: its index, then those it suppressed by falling score
     "Groups of boxes that greedy suppression forms"
     b,s,l = _ready(boxes, scores, iou_thr, labels)
     if not len(b): return []
-    keep = nms(b, s, iou_thr) if l is None else batched_nms(b, s, l, iou_thr)
-    alive = torch.zeros(len(b), dtype=torch.bool, device=b.device); alive[keep] = True
-    order = s.argsort(descending=True, stable=True); lost = order[~alive[order]]
-    own = torch.cat([torch.arange(len(keep), device=b.device), _owner(b, l, keep, lost, iou_thr)])
-    rows,by = torch.cat([keep, lost]), own.argsort(stable=True)
-    return list(rows[by].split(torch.bincount(own, minlength=len(keep)).tolist()))
+    rows,sizes = use(_match, backend, b.device, len(b))(b, s, l, iou_thr)
+    return list(rows.split(sizes.tolist()))
 
 # %% ../../nbs/cv/124_fusion.ipynb #4cdee85e
-def _bench_match(device, n=1000):
+def _bench_match(device, n=1000, backend=None):
     "Groups of suppression among n boxes, ten to an object"
-    return nms_match, tuple(o.to(device) for o in crowded_boxes(n))
+    return nms_match, tuple(o.to(device) for o in crowded_boxes(n)), dict(backend=backend)
 
-bench_case('op', 'nms_match', _bench_match, quick=[{}], full=[dict(n=n) for n in (100,10_000)])
+bench_case('op', 'nms_match', _bench_match, quick=[dict(backend='torch'), {}], full=[dict(n=n, **b) for n in (100,10_000) for b in (dict(backend='torch'), {})])

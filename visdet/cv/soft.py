@@ -70,19 +70,32 @@ def soft_nms(
 # %% ../../nbs/cv/122_soft.ipynb #7fa04624
 @when_loaded
 def _():
-    "What tracing needs to know of the kernel"
+    "What tracing needs to know of the kernels"
     @torch.library.register_fake('visdet::soft_nms')
     def _(boxes, scores, labels, gaussian, thr, sigma, min_score, most):
         n = torch.library.get_ctx().new_dynamic_size()
         return scores.new_empty(n, dtype=torch.long), scores.new_empty(n)
 
-@_soft.backend('kernels', missing=lambda device: kernels_missing(device) if device=='cpu' else f'not written for {device}')
-def _soft_kernel(boxes, scores, labels, how, thr, sigma, low, most):
-    "The compiled soft suppression"
-    try: return torch.ops.visdet.soft_nms(boxes.contiguous(), scores.contiguous(), labels if labels is None else labels.contiguous(), how=='gaussian', thr, sigma, low, -1 if most is None else most)
+    @torch.library.register_fake('visdet::matrix_nms')
+    def _(boxes, scores, labels, gaussian, sigma, min_score, pre, most):
+        n = torch.library.get_ctx().new_dynamic_size()
+        return scores.new_empty(n, dtype=torch.long), scores.new_empty(n)
+    @torch.library.register_fake('visdet::fast_nms')
+    def _(boxes, scores, labels, thr, pre, most): return scores.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
+
+_cpu_only = lambda device: kernels_missing(device) if device=='cpu' else f'not written for {device}'
+
+def _compiled(name, boxes, scores, labels, *args):
+    "Call a kernel of suppression; if it refuses, say how many rows are not finite"
+    try: return getattr(torch.ops.visdet, name)(boxes.contiguous(), scores.contiguous(), labels if labels is None else labels.contiguous(), *args)
     except RuntimeError:
         _finite(boxes, scores)
         raise
+
+@_soft.backend('kernels', missing=_cpu_only)
+def _soft_kernel(boxes, scores, labels, how, thr, sigma, low, most):
+    "The compiled soft suppression"
+    return _compiled('soft_nms', boxes, scores, labels, how=='gaussian', thr, sigma, low, -1 if most is None else most)
 
 # %% ../../nbs/cv/122_soft.ipynb #d0e151cc
 def _bench_soft(device, n=1000, how='linear', backend=None):
@@ -116,6 +129,31 @@ def _one_source(boxes, masks, iou, n):
     return (lambda i: _mask_iou(masks[i])) if masks is not None else (lambda i: iou[i][:,i].float())
 
 # %% ../../nbs/cv/122_soft.ipynb #3528453b
+_matrix = Op('matrix_nms', lambda device, n: ['kernels', 'torch'] if device=='cpu' else ['torch'])
+
+def _matrix_torch(overlaps, scores, labels, how, sigma, low, pre, most):
+    "Matrix suppression by a table, from a function that makes it"
+    i = scores.argsort(descending=True, stable=True)[:pre]
+    if not len(i): return i, scores[i]
+    o = overlaps(i).triu(1)
+    if labels is not None: o = o*(labels[i][:,None]==labels[i])
+    s = scores[i]*_matrix_factor(o, how, sigma).to(scores.dtype)
+    i,s = (v[s>=low] for v in (i, s))
+    by = i.argsort(); by = by[s[by].argsort(descending=True, stable=True)][:most]
+    return i[by], s[by]
+
+@_matrix.backend('torch')
+def _matrix_boxes(boxes, scores, *args):
+    "Matrix suppression of boxes by a table"
+    _finite(boxes, scores)
+    return _matrix_torch(lambda i: box_iou(boxes[i], boxes[i]), scores, *args)
+
+@_matrix.backend('kernels', missing=_cpu_only)
+def _matrix_kernel(boxes, scores, labels, how, sigma, low, pre, most):
+    "Matrix suppression of boxes without a table"
+    return _compiled('matrix_nms', boxes, scores, labels, how=='gaussian', sigma, low, *(-1 if o is None else o for o in (pre, most)))
+
+# %% ../../nbs/cv/122_soft.ipynb #cf129aa7
 @register('op')
 def matrix_nms(
     boxes:torch.Tensor, # (N,4) xyxy, or None
@@ -128,6 +166,7 @@ def matrix_nms(
     max_num:int=None, # Keep at most this many, the best by new score
     masks:torch.Tensor=None, # (N,H,W) of zeros and ones, instead of boxes
     iou:torch.Tensor=None, # (N,N) overlaps, instead of boxes
+    backend:str=None, # 'torch' | 'kernels' (boxes only); None takes the fastest here
 )->tuple: # Indices kept (K,) int64 by falling new score, ties by lower index; new scores (K,)
     "Suppression of all boxes or masks in one step, by a matrix of their overlaps"
     if how not in ('linear','gaussian'): raise ConfigError(unknown('way to lower scores', how, ['gaussian','linear']))
@@ -135,39 +174,29 @@ def matrix_nms(
         if v is not None and v<0: raise ConfigError(explain(f'{k} must not be negative, it is {v}'))
     overlaps = _one_source(boxes, masks, iou, len(scores))
     _,scores,labels = _ready(scores.new_zeros(len(scores), 4), scores, 0., labels)
-    _finite(scores.new_zeros(1, 4) if boxes is None else boxes, scores)
-    i = scores.argsort(descending=True, stable=True)[:pre]
-    if not len(i): return i, scores[i]
-    o = overlaps(i).triu(1)
-    if labels is not None: o = o*(labels[i][:,None]==labels[i])
-    s = scores[i]*_matrix_factor(o, how, sigma).to(scores.dtype)
-    i,s = (v[s>=min_score] for v in (i, s))
-    by = i.argsort(); by = by[s[by].argsort(descending=True, stable=True)][:max_num]
-    return i[by], s[by]
+    if boxes is None:
+        if backend not in (None, 'torch'): raise ConfigError(explain(f'the backend {backend!r} compares boxes only', where='matrix_nms'))
+        _finite(scores.new_zeros(1, 4), scores)
+        return _matrix_torch(overlaps, scores, labels, how, sigma, min_score, pre, max_num)
+    t = torch.promote_types(torch.promote_types(boxes.dtype, torch.float32), scores.dtype)
+    return use(_matrix, backend, scores.device, len(scores))(boxes.detach().to(t), scores.to(t), labels, how, sigma, min_score, pre, max_num)
 
 # %% ../../nbs/cv/122_soft.ipynb #477d466c
-def _bench_matrix(device, n=500, side=100):
+def _bench_matrix(device, n=500, side=100, backend=None):
     "Suppression among n masks of side x side pixels, or among boxes where side is 0"
     b,s = (o.to(device) for o in crowded_boxes(n, (side or 800, side or 1216)))
-    if not side: return matrix_nms, (b, s)
+    if not side: return matrix_nms, (b, s), dict(backend=backend)
     g = torch.arange(side, device=device); inside = lambda lo, hi: (g>=lo[:,None])&(g<hi[:,None])
     return matrix_nms, (None, s), dict(masks=inside(b[:,1], b[:,3])[:,:,None]&inside(b[:,0], b[:,2])[:,None])
 
-bench_case('op', 'matrix_nms', _bench_matrix, quick=[dict(n=100)], full=[dict(n=500, side=200), dict(n=1000, side=0)])
+bench_case('op', 'matrix_nms', _bench_matrix, quick=[dict(n=100), *(dict(n=100, side=0, **b) for b in (dict(backend='torch'), {}))], full=[dict(n=500, side=200), *(dict(n=1000, side=0, **b) for b in (dict(backend='torch'), {}))])
 
 # %% ../../nbs/cv/122_soft.ipynb #b3fe52c6
-@register('op')
-def fast_nms(
-    boxes:torch.Tensor, # (N,4) xyxy, finite
-    scores:torch.Tensor, # (N,), no NaN
-    labels:torch.Tensor=None, # (N,) int64: only equal labels suppress one another; None: all do
-    iou_thr:float=0.5, # A box overlapping any better one of its class by more than this is dropped
-    pre:int=200, # Only this many best of each class are considered at all
-    max_num:int=None, # Keep at most this many, the best ones
-)->torch.Tensor: # Indices kept (K,), int64, by falling score; ties by lower index
-    "Suppression by any better box, be it dropped or kept"
-    boxes,scores,labels = _ready(boxes, scores, iou_thr, labels)
-    if pre<1 or (max_num or 0)<0: raise ConfigError(explain(f'pre must be positive and max_num not negative, they are {pre} and {max_num}', where='fast_nms'))
+_fast = Op('fast_nms', lambda device, n: ['kernels', 'torch'] if device=='cpu' else ['torch'])
+
+@_fast.backend('torch')
+def _fast_torch(boxes, scores, labels, thr, pre, most):
+    "Fast suppression by a table of classes"
     _finite(boxes, scores)
     order = scores.argsort(descending=True, stable=True)
     if not len(order): return order
@@ -177,12 +206,33 @@ def fast_nms(
     by,c,rank = (o[rank<pre] for o in (by, c, rank))
     table = boxes.new_zeros(int(c[-1])+1, int(rank.max())+1, 4); table[c,rank] = boxes[order[by]]
     worst = box_iou(table, table).triu(1).amax(1)[c,rank]
-    alive = torch.zeros_like(order, dtype=torch.bool); alive[by[worst.double()<=iou_thr]] = True
-    return order[alive][:max_num]
+    alive = torch.zeros_like(order, dtype=torch.bool); alive[by[worst.double()<=thr]] = True
+    return order[alive][:most]
+
+@_fast.backend('kernels', missing=_cpu_only)
+def _fast_kernel(boxes, scores, labels, thr, pre, most):
+    "Fast suppression without a table"
+    return _compiled('fast_nms', boxes, scores, labels, thr, pre, -1 if most is None else most)
+
+# %% ../../nbs/cv/122_soft.ipynb #a1dd2031
+@register('op')
+def fast_nms(
+    boxes:torch.Tensor, # (N,4) xyxy, finite
+    scores:torch.Tensor, # (N,), no NaN
+    labels:torch.Tensor=None, # (N,) int64: only equal labels suppress one another; None: all do
+    iou_thr:float=0.5, # A box overlapping any better one of its class by more than this is dropped
+    pre:int=200, # Only this many best of each class are considered at all
+    max_num:int=None, # Keep at most this many, the best ones
+    backend:str=None, # 'torch' | 'kernels'; None takes the fastest here
+)->torch.Tensor: # Indices kept (K,), int64, by falling score; ties by lower index
+    "Suppression by any better box, be it dropped or kept"
+    boxes,scores,labels = _ready(boxes, scores, iou_thr, labels)
+    if pre<1 or (max_num or 0)<0: raise ConfigError(explain(f'pre must be positive and max_num not negative, they are {pre} and {max_num}', where='fast_nms'))
+    return use(_fast, backend, boxes.device, len(boxes))(boxes, scores, labels, iou_thr, pre, max_num)
 
 # %% ../../nbs/cv/122_soft.ipynb #7ab0c6d6
-def _bench_fast(device, n=1000, classes=80):
+def _bench_fast(device, n=1000, classes=80, backend=None):
     "Fast suppression within classes, ten boxes to an object"
-    return fast_nms, (*(o.to(device) for o in crowded_boxes(n)), torch.arange(n, device=device)%classes)
+    return fast_nms, (*(o.to(device) for o in crowded_boxes(n)), torch.arange(n, device=device)%classes), dict(backend=backend)
 
-bench_case('op', 'fast_nms', _bench_fast, quick=[{}], full=[dict(n=n) for n in (100,10_000,100_000)])
+bench_case('op', 'fast_nms', _bench_fast, quick=[dict(backend='torch'), {}], full=[dict(n=n, **b) for n in (100,10_000,100_000) for b in (dict(backend='torch'), {})])
