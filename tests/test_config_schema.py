@@ -304,7 +304,7 @@ def schema_takes(kind, o):
     return SCHEMAS[kind].is_valid(o)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(mutated())
 def test_a_mutation_is_right_for_all_or_for_none(case):
     "`problems`, the pydantic model and the JSON Schema agree, and what they take, the real signatures take; every complaint has words and a place"
