@@ -144,7 +144,7 @@ def _bench(name, **kw):
         dls = DataLoaders.from_dsets(data, data[:1], bs=1, device=device, num_workers=0)
         def fit(s):
             learn = Learner(dls, torch.nn.Linear(1, 1), torch.nn.MSELoss(), lr=1e-3)
-            with learn.no_bar(), learn.no_logging(): s(learn)
+            with torch.inference_mode(False), torch.enable_grad(), learn.no_bar(), learn.no_logging(): s(learn) # a case of its own mode turns gradients off
             return torch.tensor(learn.recorder.lrs)
         return fit, (s,)
     bench_case('scheduler', name, make, quick=dict(n=20), full=dict(n=200), doc='One epoch of a model of one number')
