@@ -163,13 +163,3 @@ def test_hungarian_refuses(name):
     for k in ([4, 4], [5, 1, 1], [-1, 1, 1]):
         with pytest.raises(ConfigError):
             hungarian(c, k, backend=name)
-
-
-@pytest.mark.parametrize("name", KERNEL)
-def test_opcheck(name):
-    ops, b = torch.ops.visdet, rand_boxes(70)
-    v = torch.ones(2, 5, dtype=torch.bool)
-    for args in ((b[None], b[:10].view(2, 5, 4), v, 0.1), (b.view(2, 35, 4), b[:10].view(2, 5, 4), v, None)):
-        torch.library.opcheck(ops.best_iou.default, args)
-    torch.library.opcheck(ops.box_iou.default, (b.view(2, 35, 4), b[:10].view(2, 5, 4), 2))
-    torch.library.opcheck(ops.hungarian.default, (torch.rand(2, 6, 4), torch.tensor([4, 2])))

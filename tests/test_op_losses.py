@@ -255,19 +255,6 @@ def test_focal_kernel_holds_nothing_but_the_gradient(kind):
     assert _rss_of(lambda: torch.autograd.grad(torchvision.ops.sigmoid_focal_loss(x, x.detach(), reduction="sum"), x))["rise"] >= 3 * table  # it would be seen
 
 
-@KERNELS
-def test_focal_opcheck():
-    o = torch.ops.visdet
-    for dtype in (torch.float32, torch.float16):
-        x, labels, q, w = inputs(6, 5, dtype)
-        for kind in (0, 1, 2):
-            a = labels, q if kind else None, w, kind, 0.75, 0.25, 2.0, 0.5
-            for ahead in (True, False):
-                torch.library.opcheck(o.focal_sum.default, (x.clone().requires_grad_(), *a, ahead), rtol=2e-3, atol=1e-3)
-        torch.library.opcheck(o.focal_each.default, (x.clone().requires_grad_(), *a), rtol=2e-3, atol=1e-3)
-        torch.library.opcheck(o.focal_backward.default, (torch.ones(()), x, *a))
-
-
 def test_focal_compiles_and_exports():
     x, labels, q, w = inputs(12, 5)
 

@@ -123,14 +123,6 @@ def test_kernel_equals_reference(rows, thr):
         assert torch.equal(batched_nms(o, s, l, thr, backend="kernels"), batched_nms(o, s, l, thr, backend="torch"))
 
 
-@KERNELS
-def test_opcheck_nms():
-    b, s, l = scene(50)
-    for args in ((b, s, l, 0.5, -1), (b.double(), s, None, 0.3, 4), (b[:0], s[:0], None, 0.5, -1)):
-        torch.library.opcheck(torch.ops.visdet.nms, args)
-    torch.library.opcheck(torch.ops.visdet.nms_sorted, (b, l.sort()[0], 0.5))
-
-
 def golden():
     "Recorded figures of MMDetection: cases, and their arrays"
     root = Path(os.environ.get("VISDET_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")).parent
@@ -436,13 +428,3 @@ def test_rotated_nms(backend, dtype):
         rotated_nms(turned(20, 1) * float("nan"), torch.rand(20), backend=backend)
     with pytest.raises(ConfigError):
         rotated_nms(turned(20, 1)[:, :4], torch.rand(20), backend=backend)
-
-
-@KERNELS
-def test_opcheck_rotated():
-    from visdet.cv.rotated import _rows
-
-    a, b = _rows(turned(6, 0)), _rows(turned(9, 1))
-    torch.library.opcheck(torch.ops.visdet.rotated_iou, (a, b, False, True))
-    torch.library.opcheck(torch.ops.visdet.rotated_iou, (a, b[:6], True, False))
-    torch.library.opcheck(torch.ops.visdet.rotated_nms, (b, torch.rand(9), None, 0.1, -1))

@@ -60,13 +60,6 @@ def test_pooler(name, dtype, tol, s, aligned, last):
         close(a, b, tol * (1 if a is got[0] else 20))
 
 
-@pytest.mark.parametrize("name", ALIGN)
-def test_gradcheck(name):
-    x, r = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True), torch.tensor([[0, 3, 2, 20, 17], [1, -4, 3, 9, 30.0]], dtype=torch.float64)
-    for s in (0, 2):
-        assert torch.autograd.gradcheck(lambda o: roi_align(o, r, 2, 0.25, s, backend=name), (x,))
-
-
 def test_regions_get_a_gradient_from_the_reference_only_when_it_is_named():
     f = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(1))
     r = torch.tensor([[0.0, 5, 6, 31, 29]], requires_grad=True)
@@ -98,15 +91,6 @@ def test_gradient_does_not_depend_on_threads(name):
             res.append(value_and_grad(lambda *x: RoIPooler(STRIDES, 7, backend=name)(x, regions(60)), *pyramid(c=c)))
         torch.set_num_threads(n)
         assert all(torch.equal(a, b) for r in res[-2:] for a, b in zip(r, res[-3]))
-
-
-@pytest.mark.parametrize("name", KERNEL)
-def test_opcheck(name):
-    feats = [o.permute(0, 2, 3, 1).contiguous().requires_grad_() for o in pyramid(c=5, size=(64, 64))[:2]]
-    r = regions(6)
-    lvl = torch.tensor([0, 1, 0, 1, 1, 0])
-    torch.library.opcheck(torch.ops.visdet.roi_align.default, (feats, lvl, r, [0.25, 0.125], [2, 3], 2, True))
-    torch.library.opcheck(torch.ops.visdet.roi_align_backward.default, (torch.ones(6, 2, 3, 5), lvl, r, [2, 16, 16, 2, 8, 8], [0.25, 0.125], 2, True))
 
 
 @pytest.mark.parametrize("name", POOL)
