@@ -2,6 +2,8 @@
 import itertools
 import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -97,6 +99,14 @@ def test_every_value_is_counted_once(tmp_path):
     for title, name in (("a.yaml", "a.yaml"), ("b.yaml", "b.yaml"), ("retinanet_tiny", "retinanet_tiny")):
         assert decided[title] == sum(Path(n.source.name).name == name for _, n in leaves(cfg.tree)), title
     assert {r[0]: r[2] for r in g.table}["seed"] == "command line: seed=2"
+
+
+def test_the_picture_of_files_is_light(tmp_path):
+    "Drawing which file gives what needs no torch"
+    (tmp_path / "a.yaml").write_text("model: retinanet_tiny\ndataset: toy_tiny\n")
+    code = f"import sys; from visdet.config.inheritance import *; from visdet.core.config import load_config; inheritance_graph(load_config({str(tmp_path / 'a.yaml')!r})).save({str(tmp_path / 'a.svg')!r}); print({{'torch', 'numpy', 'fastai', 'pandas'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (tmp_path / "a.svg").stat().st_size > 1000
 
 
 @pytest.fixture(scope="module")

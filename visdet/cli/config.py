@@ -93,8 +93,9 @@ def _build_model(cfg):
     return build(cfg['model'] if at else cfg, 'model', **({} if known else dict(num_classes=80)))
 
 def _graph(args):
-    from visdet.config.graph import component_graph, inheritance_graph
+    from visdet.config.inheritance import inheritance_graph
     cfg = _load(args.file, args, args.changes)
+    if args.model: from visdet.config.graph import component_graph
     (component_graph(_build_model(cfg)) if args.model else inheritance_graph(cfg)).save(args.out)
     print(f'written: {args.out}'); return 0
 
