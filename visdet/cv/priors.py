@@ -7,8 +7,10 @@ __all__ = ['PointGenerator', 'cell_anchors', 'octave_sizes', 'AnchorGenerator']
 
 # %% ../../nbs/cv/130_priors.ipynb #f7178b6f
 import math, torch
+from typing import Literal
+from fastcore.basics import patch
 
-from ..core.basics import ConfigError, explain
+from ..core.basics import ConfigError, explain, unknown
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.types import Positive, Share
@@ -29,12 +31,16 @@ def _cells(size, stride, offset, device):
 # %% ../../nbs/cv/130_priors.ipynb #dfafd3f9
 class _Grid:
     "Priors of all levels, kept by feature sizes and device"
-    def __init__(self, strides, offset, keep=8):
+    def __init__(self, strides, offset, cells=None, keep=8):
         if not len(strides): raise ConfigError('priors need the stride of at least one level')
-        self.strides,self.offset,self._keep,self._store = list(strides),offset,keep,{}
+        self.strides,self.offset,self.cells,self._keep,self._store = list(strides),offset,cells,keep,{}
+        self.num_per_cell = [1]*len(self.strides) if cells is None else [len(o) for o in cells]
     def __getstate__(self): return {**self.__dict__, '_store': {}}
     def __call__(self, feats): return self.grid([o.shape[-2:] for o in feats], feats[0].device)
     def _make(self, sizes, device): return [self._level(i, s, device) for i,s in enumerate(sizes)]
+    def _level(self, i, size, device):
+        p = _cells(size, self.strides[i], self.offset, device)
+        return p if self.cells is None else (p.repeat(1, 2)[:,None]+self.cells[i].to(device)).reshape(-1, 4)
     def grid(self,
         feat_sizes, # (h, w) of each level's feature map, finest first
         device=None, # Where the priors shall live
@@ -50,16 +56,48 @@ class _Grid:
         return list(self._store[k])
 
 # %% ../../nbs/cv/130_priors.ipynb #940a8c17
+@patch
+def valid(self:_Grid,
+    feat_sizes, # (h, w) of each level's feature map, finest first
+    size, # (h, w) of the image within the padded one, or (B,2) of a batch
+    device=None, # Where the flags shall live
+)->list: # A bool tensor (h*w*num,) or (B,h*w*num) for each level
+    "Which priors belong to cells that touch the image"
+    size = torch.as_tensor(size, device=device).double()
+    def one(hw, stride, n):
+        (h,w),(sx,sy) = hw, _pair(stride)
+        rows = torch.arange(h, device=size.device) < (size[...,0,None]/sy).ceil()
+        cols = torch.arange(w, device=size.device) < (size[...,1,None]/sx).ceil()
+        return (rows[...,:,None] & cols[...,None,:]).flatten(-2).repeat_interleave(n, -1)
+    return [one(*o) for o in zip(feat_sizes, self.strides, self.num_per_cell)]
+
+# %% ../../nbs/cv/130_priors.ipynb #e5f0f535
+@patch
+def sparse(self:_Grid,
+    index:torch.Tensor, # (...,) int64: rows of `grid(...)[level]`
+    size, # (h, w) of that level's feature map
+    level:int=0, # Which level
+)->torch.Tensor: # (...,2) or (...,4), float32
+    "The priors with these numbers, without making the others"
+    n,stride = self.num_per_cell[level], index.new_tensor(_pair(self.strides[level]), dtype=torch.float32)
+    cell = index.div(n, rounding_mode='floor')
+    p = (torch.stack([cell % size[1], cell.div(size[1], rounding_mode='floor')], -1)+self.offset)*stride
+    return p if self.cells is None else torch.cat([p, p], -1)+self.cells[level].to(index.device)[index % n]
+
+# %% ../../nbs/cv/130_priors.ipynb #fa79ea37
 @register('prior')
 class PointGenerator(_Grid):
     "Points `(x, y)`, one for each cell of each level; call it with feature maps or use `.grid` with their sizes"
     def __init__(self,
         strides:list[Positive|tuple[Positive, Positive]], # Stride of each level in pixels, a number or (sx, sy), finest first
         offset:Share=0.5, # Where in its cell a point is: 0 left top corner, 0.5 middle
+        with_stride:bool=False, # Rows (x, y, sx, sy) instead of (x, y)
     ):
         super().__init__(strides, offset)
-        self.num_per_cell = [1]*len(self.strides)
-    def _level(self, i, size, device): return _cells(size, self.strides[i], self.offset, device)
+        self.with_stride = with_stride
+    def _level(self, i, size, device):
+        p = _cells(size, self.strides[i], self.offset, device)
+        return torch.cat([p, p.new_tensor(_pair(self.strides[i])).expand(len(p), 2)], 1) if self.with_stride else p
 
 # %% ../../nbs/cv/130_priors.ipynb #f8795d11
 def cell_anchors(
@@ -82,6 +120,30 @@ def octave_sizes(
     "Sizes that divide each level's octave into `n` equal steps"
     return [tuple(base*s*2**(k/n) for k in range(n)) for s in strides]
 
+
+
+# %% ../../nbs/cv/130_priors.ipynb #24bc6f42
+def _tables(strides, sizes, ratios):
+    "Sizes and ratios with one tuple for each stride, checked"
+    sizes = [(o,) if isinstance(o, (int, float)) else tuple(o) for o in sizes]
+    ratios = [tuple(o) for o in ratios] if len(ratios) and isinstance(ratios[0], (tuple, list)) else [tuple(ratios)]*len(sizes)
+    if not len(sizes)==len(ratios)==len(strides):
+        raise ConfigError(explain(f'{len(strides)} strides, but sizes for {len(sizes)} levels and ratios for {len(ratios)}', fix='Give one tuple of sizes for each level'))
+    for o in sizes+ratios:
+        if not o or not all(x>0 and math.isfinite(x) for x in o): raise ConfigError(explain(f'sizes and ratios of anchors must be positive numbers, not {o}'))
+    return sizes, ratios
+
+def _reorder(cells, n, order):
+    "Rows of ratio-major cells (R*n,4) with the loop `order` outside"
+    if order not in ('ratio', 'size'): raise ConfigError(unknown('order of anchors', order, ['ratio', 'size']))
+    return cells if order=='ratio' else cells.view(-1, n, 4).transpose(0, 1).reshape(-1, 4)
+
+def _moved(cells, centres, strides):
+    "Cells of all levels around points in pixels"
+    if len(centres)!=len(strides): raise ConfigError(explain(f'{len(centres)} centres for {len(strides)} strides'))
+    return [o+torch.tensor([*c, *c], dtype=torch.float32) for o,c in zip(cells, centres)]
+
+# %% ../../nbs/cv/130_priors.ipynb #8de39118
 @register('prior')
 class AnchorGenerator(_Grid):
     "Anchors xyxy of each level; call it with feature maps or use `.grid` with their sizes"
@@ -91,19 +153,12 @@ class AnchorGenerator(_Grid):
         ratios:tuple[Positive, ...]|list[list[Positive]]=(0.5,1.,2.), # Height over width, for all levels; or a list with a tuple for each level
         offset:Share=0., # Where in its cell an anchor is centred: 0 left top corner, 0.5 middle
         round:bool=False, # Round the anchors of a cell to whole pixels (torchvision)
+        order:Literal['ratio', 'size']='ratio', # The outer loop within a cell
+        centres:list[tuple[float, float]]=None, # (x, y) of each level's anchors within a cell, pixels; instead of `offset`
     ):
-        super().__init__(strides, offset)
-        sizes = [(o,) if isinstance(o, (int, float)) else tuple(o) for o in sizes]
-        ratios = [tuple(o) for o in ratios] if isinstance(ratios[0], (tuple, list)) else [tuple(ratios)]*len(sizes)
-        if not len(sizes)==len(ratios)==len(self.strides):
-            raise ConfigError(explain(f'{len(self.strides)} strides, but sizes for {len(sizes)} levels and ratios for {len(ratios)}', fix='Give one tuple of sizes for each level'))
-        for o in sizes+ratios:
-            if not o or not all(x>0 and math.isfinite(x) for x in o): raise ConfigError(explain(f'sizes and ratios of anchors must be positive numbers, not {o}'))
-        self.cells = [cell_anchors(s, r, round) for s,r in zip(sizes, ratios)]
-        self.num_per_cell = [len(o) for o in self.cells]
-    def _level(self, i, size, device):
-        p = _cells(size, self.strides[i], self.offset, device)
-        return (p.repeat(1, 2)[:,None]+self.cells[i].to(device)).reshape(-1, 4)
+        sizes,ratios = _tables(strides, sizes, ratios)
+        cells = [_reorder(cell_anchors(s, r, round), len(s), order) for s,r in zip(sizes, ratios)]
+        super().__init__(strides, offset if centres is None else 0., cells if centres is None else _moved(cells, centres, strides))
 
 # %% ../../nbs/cv/130_priors.ipynb #fcef7d37
 def _bench_priors(gen, device, h, w):
