@@ -7,7 +7,6 @@ files test_op_*.py.
 import inspect
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 import torch
 from op_tools import backends_of
