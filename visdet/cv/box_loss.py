@@ -36,6 +36,7 @@ def _keep(ctx, inputs, output):
 
 @torch.autograd.function.once_differentiable
 def _back(ctx, up, *_):
+    if up is None: return (None,)*8
     up = up[:,None] if ctx.each else up
     gs = [_times(g, up) if by else None for g,by in zip(ctx.saved_tensors, ctx.by)]
     return *gs, *[None]*6

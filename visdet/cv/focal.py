@@ -106,6 +106,7 @@ def _keep_sum(ctx, inputs, output):
 
 @torch.autograd.function.once_differentiable
 def _back_sum(ctx, up, _):
+    if up is None: return (None,)*10 # Nobody asked for the loss
     g = _times(ctx.saved_tensors[0], up) if ctx.ahead else torch.ops.visdet.focal_backward(up, *ctx.saved_tensors, *ctx.args)
     return g, *[None]*9
 
