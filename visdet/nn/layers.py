@@ -38,9 +38,10 @@ class ConvBlock(nn.Sequential):
         norm=None, # See `make_norm`
         act=nn.ReLU, # Activation class taking `inplace`, or None
         bias:bool=None, # Bias in the convolution? By default exactly when no norm follows
+        groups:int=1, # Groups of channels that the convolution keeps apart; `ni` of them make it depthwise
     ):
         super().__init__()
-        self.add_module('conv', nn.Conv2d(ni, nf, ks, stride, padding=ks//2, bias=norm is None if bias is None else bias))
+        self.add_module('conv', nn.Conv2d(ni, nf, ks, stride, padding=ks//2, groups=groups, bias=norm is None if bias is None else bias))
         if norm is not None: self.add_module('norm', make_norm(norm, nf))
         if act is not None: self.add_module('act', act(inplace=True))
 
