@@ -1091,6 +1091,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'visdet.core.basics.set_rng_state': ('core/basics.html#set_rng_state', 'visdet/core/basics.py'),
                                     'visdet.core.basics.unknown': ('core/basics.html#unknown', 'visdet/core/basics.py')},
             'visdet.core.cases': { 'visdet.core.cases.Case': ('core/cases.html#case', 'visdet/core/cases.py'),
+                                   'visdet.core.cases.Case.missing': ('core/cases.html#case.missing', 'visdet/core/cases.py'),
                                    'visdet.core.cases._add': ('core/cases.html#_add', 'visdet/core/cases.py'),
                                    'visdet.core.cases._grid': ('core/cases.html#_grid', 'visdet/core/cases.py'),
                                    'visdet.core.cases.bench_case': ('core/cases.html#bench_case', 'visdet/core/cases.py'),
