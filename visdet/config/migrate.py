@@ -9,8 +9,8 @@ __all__ = ['Report', 'Migration', 'is_mmdet', 'map_mmdet', 'python_config', 'mig
 import ast, json
 from dataclasses import dataclass
 from pathlib import Path
-from .mmdet_map import *
-from .mmdet_model import map_model
+from ..models.mmdet_map import *
+from ..models.mmdet_model import map_model
 from .mmdet_parse import *
 from .mmdet_read import *
 from .mmdet_run import map_run

@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'unwrap', 'to_type', 'map_run']
 
 # %% ../../nbs/config/934_mmdet_run.ipynb #8a89f023
 import posixpath
-from .mmdet_map import *
+from ..models.mmdet_map import *
 from ..core.basics import ConfigError
 from ..core.tree import split_path
 

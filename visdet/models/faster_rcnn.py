@@ -72,6 +72,7 @@ def faster_rcnn(
     score_thr:Share=0.05, # Least score of a detection
     nms_thr:Share=0.5, # Overlap for suppression
     max_num:Count=100, # Detections of an image
+    roi_low:LowRule=None, # Second stage: do the best proposals of an object from `roi_pos` up belong to it? See `MaxIoUAssigner`
 )->TwoStage:
     "Faster R-CNN over any body"
     n, vocab = class_table(num_classes, vocab)
@@ -79,7 +80,7 @@ def faster_rcnn(
     neck = FPN(body.channels, body.strides, channels, levels)
     rpn = _stage_one(neck, channels, sizes, scale, ratios, round_anchors, stride_rule, delta_clip, rpn_pos, rpn_neg, rpn_low, rpn_min_pos, rpn_num, rpn_share, reg_loss, rpn_nms, min_size[0], rpn_convs)
     head = BoxHead(channels, n, body.strides, hidden, 7, sampling_ratio, aligned, DeltaCoder((.1,.1,.2,.2), clip=tuple(delta_clip)), reg_loss, score_thr, nms_thr, max_num, min_size[1])
-    return TwoStage(body, neck, rpn, head, None, vocab, MaxIoUAssigner(roi_pos, roi_pos, None), RandomSampler(roi_num, roi_share), pre, post)
+    return TwoStage(body, neck, rpn, head, None, vocab, MaxIoUAssigner(roi_pos, roi_pos, roi_low, roi_pos), RandomSampler(roi_num, roi_share), pre, post)
 
 # %% ../../nbs/models/430_faster_rcnn.ipynb #d1ed12fa
 model_cases(faster_rcnn, hidden=256, pre=(200,100), post=(100,50), roi_num=64)

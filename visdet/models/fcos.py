@@ -44,19 +44,22 @@ def fcos(
     offset:Share=0.5, # Place of a point in its cell
     stride_rule:StrideRule='declared', # See `Levels`
     radius:Positive|None=1.5, # Greatest distance of a positive point from the centre, strides; None for the whole box
-    reg_loss:OverlapLoss='giou', # Box term: 'iou' | 'giou' | 'diou' | 'ciou'
+    reg_loss:OverlapLoss='giou', # Box term: 'iou' | 'giou' | 'diou' | 'ciou' | 'log_iou'
     reg_by_ctr:bool=True, # Weight the box term by centre-ness?
     score:Literal['product', 'sqrt']='product', # Class and centre-ness: 'product' | 'sqrt'
     score_thr:Share=0.05, # Least score of a detection
     nms_thr:Share=0.5, # Overlap for suppression
     pre:Count=1000, # Candidates of a level
     max_num:Count=100, # Detections of an image
+    unit:Literal['stride', 'pixel']='stride', # What the head's numbers measure distances in
+    ctr_from:Literal['reg', 'cls']='reg', # Which tower centre-ness is read from
+    tower_bias:bool=True, # Biases in the towers' convolutions, though a norm follows?
 )->Detector:
     "FCOS over any body"
     n, vocab = class_table(num_classes, vocab)
     body = create_body(body, nodes, out or (8,16,32), pretrained, weights, in_chans, frozen_stages, norm, strict=out is not None)
     neck = FPN(body.channels, body.strides, channels, levels, extra, extra_relu)
-    head = PointHead(channels, n, neck.strides, channels, num_convs, head_norm, act, scales, offset, stride_rule, PointAssigner(radius), reg_loss, reg_by_ctr, score, score_thr, nms_thr, pre, max_num)
+    head = PointHead(channels, n, neck.strides, channels, num_convs, head_norm, act, scales, offset, stride_rule, PointAssigner(radius), reg_loss, reg_by_ctr, score, score_thr, nms_thr, pre, max_num, unit, ctr_from, tower_bias)
     return Detector(body, neck, head, vocab)
 
 # %% ../../nbs/models/420_fcos.ipynb #1f849673

@@ -19,6 +19,7 @@ from ..core.registry import register
 from ..core.testing import built, noise
 from ..core.types import Count, Whole
 from .frozen import *
+from .variants import *
 
 # %% ../../nbs/nn/310_body.ipynb #2b7cf088
 def _maps(y)->list:
@@ -87,13 +88,14 @@ def cut_body(
 
 # %% ../../nbs/nn/310_body.ipynb #9555169e
 def _timm_net(name, in_chans, pretrained):
-    "timm's `features_only` network and the normalisation it expects"
+    "timm's `features_only` network, in the form asked for, and the normalisation it expects"
+    words, name = split_variant(name)
     if not timm.is_model(name):
         near = nearest(name, timm.list_models())
         raise ConfigError(f"unknown body {name!r}; {'did you mean '+' or '.join(map(repr, near))+'?' if near else 'see timm.list_models()'}")
     cfg = timm.get_pretrained_cfg(name)
     for kw in ([dict(strict_img_size=False), dict(dynamic_img_size=True)] if cfg and cfg.fixed_input_size else []) + [{}]:
-        try: return timm.create_model(name, features_only=True, pretrained=pretrained, in_chans=in_chans, **kw), cfg
+        try: return vary(timm.create_model(name, features_only=True, pretrained=pretrained, in_chans=in_chans, **kw), words), cfg
         except TypeError as e:
             if not any(k in str(e) for k in ('strict_img_size', 'dynamic_img_size')): raise
 
@@ -215,7 +217,7 @@ def _pick(info, out, strict):
 
 @register('body')
 def create_body(
-    body:str|nn.Module='resnet50', # timm name, 'tv:' and a torchvision name, a `Body`, or a module
+    body:str|nn.Module='resnet50', # timm name, perhaps with words such as 'caffe:' before it; 'tv:' and a torchvision name; a `Body`, or a module
     nodes:list[str]=None, # Submodules whose outputs are the maps; found by a dry run for torchvision names
     out:tuple[Count, ...]=(4,8,16,32), # Strides of the maps to return; None for all
     pretrained:bool=False, # Fetch ImageNet weights?

@@ -6,7 +6,7 @@
 __all__ = ['LevelScale', 'PointHead', 'centreness']
 
 # %% ../../nbs/nn/366_point_head.ipynb #a95451a1
-import torch
+import math, torch
 from fastcore.basics import patch
 from torch import nn
 from typing import Literal
@@ -52,29 +52,36 @@ class PointHead(nn.Module):
         nms_thr:Share=0.5, # Overlap for suppression
         pre:Count=1000, # Candidates of a level
         max_num:Count=100, # Detections of an image
+        unit:Literal['stride', 'pixel']='stride', # What the activated numbers measure distances in
+        ctr_from:Literal['reg', 'cls']='reg', # Which tower centre-ness is read from
+        tower_bias:bool=True, # Biases in the towers' convolutions, though a norm follows?
     ):
         super().__init__()
         if act not in ('exp', 'relu'): raise ConfigError(unknown('activation of distances', act, ['exp', 'relu']))
+        if unit not in ('stride', 'pixel'): raise ConfigError(unknown('unit of distances', unit, ['stride', 'pixel']))
+        if ctr_from not in ('reg', 'cls'): raise ConfigError(unknown('tower', ctr_from, ['reg', 'cls']))
         if score not in ('product', 'sqrt'): raise ConfigError(unknown('score', score, ['product', 'sqrt']))
-        self.num_classes, self.strides, self.act, self.score, self.reg_by_ctr = num_classes, list(strides), act, score, reg_by_ctr
+        self.num_classes, self.strides, self.act, self.score, self.reg_by_ctr, self.unit, self.ctr_from = num_classes, list(strides), act, score, reg_by_ctr, unit, ctr_from
         self.levels, self.assigner, self.coder = Levels(PointGenerator(strides, offset), stride_rule), assigner or PointAssigner(), DistanceCoder()
         self.reg_loss, boxes = box_loss(reg_loss)
         if not boxes: raise ConfigError(f'the box term of a point head compares boxes; {reg_loss!r} compares codes. Choose iou, giou, diou or ciou')
         self.score_thr, self.nms_thr, self.pre, self.max_num = score_thr, nms_thr, pre, max_num
-        self.cls_tower, self.reg_tower = Tower(ni, channels, num_convs, norm, bias=True), Tower(ni, channels, num_convs, norm, bias=True)
+        self.cls_tower, self.reg_tower = (Tower(ni, channels, num_convs, norm, bias=True if tower_bias else None) for _ in range(2))
         nf = self.cls_tower.nf
         self.cls, self.reg, self.ctr = (init_convs(nn.Conv2d(nf, o, 3, padding=1)) for o in (num_classes, 4, 1))
         nn.init.constant_(self.cls.bias, prior_bias())
         self.scale = LevelScale(len(strides)) if scales else None
 
     def forward(self, feats, images)->dict: # cls (B,K,h,w); reg (B,4,h,w) in strides; ctr (B,1,h,w); shape
-        rs = [self.reg_tower(o) for o in feats]
-        return dict(cls=[self.cls(self.cls_tower(o)) for o in feats], reg=[self._dist(self.reg(o), i) for i,o in enumerate(rs)], ctr=[self.ctr(o) for o in rs], shape=shape_rows(images))
+        cs, rs = ([f(o) for o in feats] for f in (self.cls_tower, self.reg_tower))
+        return dict(cls=[self.cls(o) for o in cs], reg=[self._dist(self.reg(o), i) for i,o in enumerate(rs)], ctr=[self.ctr(o) for o in (rs if self.ctr_from == 'reg' else cs)], shape=shape_rows(images))
 
     def _dist(self, x, i):
         "Distances in strides, never negative"
         x = x.float() if self.scale is None else self.scale(x.float(), i)
-        return x.relu() if self.act == 'relu' else x.clamp(max=8.).exp()
+        s = self.strides[i] if self.unit == 'pixel' else 1
+        x = x.relu() if self.act == 'relu' else x.clamp(max=8.+math.log(s)).exp()
+        return x if s == 1 else x/s
 
 # %% ../../nbs/nn/366_point_head.ipynb #c16c7679
 def _bench(device, channels=64, classes=4, bs=1, h=256, w=256):

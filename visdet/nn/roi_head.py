@@ -91,12 +91,13 @@ def pad_rows(
 def assign_rois(
     props:list, # B tensors (n_i,4)
     targets, # `Targets`
-    assigner, # `MaxIoUAssigner` without `low`
+    assigner, # `MaxIoUAssigner`
 )->tuple: # regions (B,P+M,4), real (B,P+M), match (B,P+M)
     "Proposals and objects of the batch, and which object each belongs to"
     p, live = pad_rows(props)
     boxes, live = torch.cat([p, targets.boxes.to(p.dtype)], 1), torch.cat([live, targets.valid], 1)
-    return boxes, live, assigner(boxes, targets.boxes, targets.valid).masked_fill(~live, IGNORED)
+    own = torch.arange(targets.boxes.shape[1], device=p.device).expand(len(p), -1)
+    return boxes, live, torch.cat([assigner(p, targets.boxes, targets.valid), own], 1).masked_fill(~live, IGNORED)
 
 @torch.no_grad()
 def sample_rois(
