@@ -5,6 +5,9 @@ import pytest
 
 from golden import cases
 from visdet.nn.csp import CSPDarknet, CSPNeXt
+from visdet.nn.yolox_neck import CSPNeXtPAFPN, YOLOXPAFPN
+
+NECK = {"reduce_layers": "reduce", "top_down_blocks": "top", "downsamples": "down", "bottom_up_blocks": "bottom", "out_convs": "outs"}
 
 
 def settings(a):
@@ -49,3 +52,28 @@ def test_body(case):
         case.check(f"level.{i}", y)
     sum(y.square().mean() for y in ys).backward()
     case.check("grad.0", x.grad)
+
+
+def neck_key(k, n):
+    "MMDetection's names in the neck of `n` maps as visdet's; its way from coarse to fine counts from the coarsest map"
+    part, i, rest = k.split(".", 2)
+    return block_key(f"{NECK[part]}.{n - 2 - int(i) if part in ('reduce_layers', 'top_down_blocks') else i}.{rest}")
+
+
+def build_neck(a):
+    kw = {**settings(a), **({"expand": a["expand_ratio"]} if "expand_ratio" in a else {})}
+    return {"YOLOXPAFPN": YOLOXPAFPN, "CSPNeXtPAFPN": CSPNeXtPAFPN}[a["type"]](a["in_channels"], [8 * 2**i for i in range(len(a["in_channels"]))], a["out_channels"], a.get("num_csp_blocks", 3), **kw)
+
+
+@pytest.mark.parametrize("case", cases("necks", "YOLOXPAFPN", "CSPNeXtPAFPN"))
+def test_neck(case):
+    a = dict(case.args)
+    neck = build_neck(a)
+    neck.load_state_dict({neck_key(k, len(a["in_channels"])): v for k, v in case.state().items()})
+    xs = [o.requires_grad_() for o in case.inputs()]
+    ys = neck.eval()(xs)
+    for i, y in enumerate(ys):
+        case.check(f"level.{i}", y)
+    sum(y.square().mean() for y in ys).backward()
+    for i, x in enumerate(xs):
+        case.check(f"grad.{i}", x.grad)
