@@ -100,7 +100,7 @@ def plan(
     for o in suite.include: keep |= _select(o, suite.tier, 'include')
     for o in suite.exclude: out |= _select(o, 'full', 'exclude')
     if filter is not None: ok = _select(filter, suite.tier, 'filter'); keep = {k: v for k,v in keep.items() if k in ok}
-    rows = [(c, p, [m for m in c.modes if suite.modes is None or m in suite.modes]) for k,(c,p) in sorted(keep.items()) if k not in out]
+    rows = [(c, p, [m for m in c.modes if suite.modes is None or m in suite.modes]) for k,(c,p) in sorted(keep.items()) if k not in out and not c.missing]
     rows = [o for o in rows if o[2]]
     if not rows: raise ConfigError(explain(f'the suite {suite.name!r} has no case left to measure', fix='Widen its patterns, its modes or the filter'))
     return rows

@@ -7,6 +7,7 @@ __all__ = ['MODES', 'BENCH_KINDS', 'Case', 'bench_case', 'case_id', 'cases', 'un
 
 # %% ../../nbs/core/015_cases.ipynb #89ca4321
 import functools, inspect
+from importlib.util import find_spec
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from .basics import ConfigError, unknown
@@ -27,6 +28,9 @@ class Case:
     full:tuple # Further ones, for a thorough run
     modes:tuple # Of `MODES`
     doc:str = '' # What the figure means
+    needs:tuple = () # Modules of an extra without which it cannot run
+    @property
+    def missing(self)->list: return [o for o in self.needs if find_spec(o) is None] # Needed modules that are not installed
 
 # %% ../../nbs/core/015_cases.ipynb #50be7530
 def _grid(make, rows, where):
@@ -38,7 +42,7 @@ def _grid(make, rows, where):
             if k not in ok: raise ConfigError(f"{where}: {unknown('parameter', k, ok)}")
     return rows
 
-def _add(make, kind, component, quick, full, modes, doc):
+def _add(make, kind, component, quick, full, modes, doc, needs):
     "Check a case and keep it"
     where = f'benchmark case {kind}/{component}'
     if kind not in BENCH_KINDS: raise ConfigError(f"{where}: {unknown('kind', kind, BENCH_KINDS)}")
@@ -47,7 +51,7 @@ def _add(make, kind, component, quick, full, modes, doc):
     old = _cases.get((kind, component))
     if old and (old.make.__module__, old.make.__qualname__) != (make.__module__, make.__qualname__) and '__main__' not in (old.make.__module__, make.__module__):
         raise ConfigError(f'{where}: there is one already, in {old.make.__module__}')
-    _cases[kind, component] = Case(kind, component, make, _grid(make, {} if quick is None else quick, where), _grid(make, full, where), tuple(modes), doc or inspect.getdoc(make) or '')
+    _cases[kind, component] = Case(kind, component, make, _grid(make, {} if quick is None else quick, where), _grid(make, full, where), tuple(modes), doc or inspect.getdoc(make) or '', tuple(needs))
     return make
 
 # %% ../../nbs/core/015_cases.ipynb #ec716cca
@@ -59,9 +63,10 @@ def bench_case(
     full=None, # Further ones, for a thorough run
     modes=('forward',), # Of `MODES`
     doc:str='', # What the figure means; the docstring of `make` by default
+    needs=(), # Modules of an extra without which the case is left out of runs
 ):
     "Declare what to measure of a component"
-    add = functools.partial(_add, kind=kind, component=component, quick=quick, full=full, modes=(modes,) if isinstance(modes, str) else modes, doc=doc)
+    add = functools.partial(_add, kind=kind, component=component, quick=quick, full=full, modes=(modes,) if isinstance(modes, str) else modes, doc=doc, needs=(needs,) if isinstance(needs, str) else needs)
     if make is None: return add
     add(make)
 

@@ -124,7 +124,7 @@ def _bench(name, quick=True):
         opt = lookup('optimizer', name)()([ps])
         def step(ps): opt.step(); return ps[0].detach()
         return step, (ps,)
-    bench_case('optimizer', name, make, quick=dict(n=40, side=32) if quick else (), full=dict(n=40, side=160), doc='One step over forty tensors')
+    bench_case('optimizer', name, make, quick=dict(n=40, side=32) if quick else (), full=dict(n=40, side=160), doc='One step over forty tensors', needs=('bitsandbytes',) if '8bit' in name else ())
 
 for _k in ('adamw', 'sgd', 'lamb', *(f'torch.{o}' for o in _torch)): _bench(_k)
 _bench('adamw8bit', quick=False)
