@@ -11,7 +11,7 @@ from ..core.basics import ConfigError
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import noise
-from ..core.types import Count, Share
+from ..core.types import Amount, Count, Share
 
 # %% ../../nbs/nn/340_sample.ipynb #ce8cd57d
 @register('sampler')
@@ -20,9 +20,10 @@ class RandomSampler:
     def __init__(self,
         num:Count=256, # Places of an image
         pos:Share=0.5, # Greatest share of positives
+        neg_pos_ub:Amount=None, # At most this many negatives for each positive, of which at least one is counted
     ):
-        if num < 1 or not 0 <= pos <= 1: raise ConfigError(f'a sample needs num >= 1 and 0 <= pos <= 1, not {num} and {pos}')
-        self.num, self.pos = num, pos
+        if num < 1 or not 0 <= pos <= 1 or (neg_pos_ub or 0) < 0: raise ConfigError(f'a sample needs num >= 1, 0 <= pos <= 1 and no negative neg_pos_ub, not {num}, {pos} and {neg_pos_ub}')
+        self.num, self.pos, self.neg_pos_ub = num, pos, neg_pos_ub
 
     @property
     def num_pos(self)->int: return int(self.num*self.pos)
@@ -39,6 +40,7 @@ class RandomSampler:
         key = torch.where(match == -1, r, -1.).scatter(1, i, torch.where(best >= 0, 2+best, torch.where(match.gather(1, i) == -1, r.gather(1, i), -1.)))
         key,idx = key.topk(min(self.num, N), 1)
         ok = key >= 0
+        if self.neg_pos_ub is not None: n = (best >= 0).sum(1, keepdim=True); ok &= torch.arange(idx.shape[1], device=n.device) < n+(self.neg_pos_ub*n.clamp(min=1)).long()
         if not match.is_cuda: n = int(ok.sum(1).max()) if B and N else 0; idx,ok = idx[:,:n], ok[:,:n]
         return idx, ok
 
