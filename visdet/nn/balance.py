@@ -90,7 +90,8 @@ class GHMR(Loss):
         reduction:Reduction=None, # Instead of the one set
     )->torch.Tensor: # Scalar, or (R,D)
         if x.shape!=y.shape: raise ConfigError(explain(f'predictions {tuple(x.shape)} and targets {tuple(y.shape)} differ in shape', where='GHMR'))
-        d = wide(x)-wide(y)
+        x = wide(x)
+        d = x-y.to(x.dtype)
         r = (d*d+self.mu**2).sqrt()
         w = torch.ones_like(d) if weight is None else fit_weight(weight, d).expand_as(d)
         total = w.detach().sum().clamp(min=1)

@@ -99,7 +99,8 @@ class Loss(nn.Module):
         reduction:Reduction=None, # Instead of the one set
     )->torch.Tensor: # Scalar, or one number an entry
         if self._same and x.shape!=y.shape: raise ConfigError(explain(f'predictions {tuple(x.shape)} and targets {tuple(y.shape)} differ in shape', where=type(self).__name__))
-        return reduce_loss(self.each(wide(x), wide(y) if self._same else y), weight, reduction or self.reduction, avg_factor)*self.loss_weight
+        x = wide(x)
+        return reduce_loss(self.each(x, y.to(x.dtype) if self._same else y), weight, reduction or self.reduction, avg_factor)*self.loss_weight
 
     def extra_repr(self): return ', '.join(f'{k}={getattr(self, k)!r}' for k in self._settings)
 
