@@ -47,6 +47,11 @@ from visdet.nn.body import Body, create_body
 from visdet.nn.fpn import FPN
 from visdet.nn.pan import PAFPN
 from visdet.nn.assign import MaxIoUAssigner, PointAssigner
+from visdet.nn.class_losses import CrossEntropyLoss, FocalLoss, QualityFocalLoss, VarifocalLoss, GaussianFocalLoss, DistributionFocalLoss
+from visdet.nn.balance import GHMC, GHMR, SeesawLoss
+from visdet.nn.box_losses import L1Loss, MSELoss, SmoothL1Loss, BalancedL1Loss, BoundedIoULoss
+from visdet.nn.overlap_losses import IoULoss, GIoULoss, DIoULoss, CIoULoss, EIoULoss, SIoULoss
+from visdet.nn.dice import DiceLoss
 from visdet.models.zoo import Detector, list_models, create_model
 from visdet.models.retinanet import retinanet
 from visdet.models.fcos import fcos
