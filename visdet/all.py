@@ -1,6 +1,6 @@
 """Everything for a notebook: `from visdet.all import *` gives what `from fastai.vision.all import *` gives, and visdet's own names.
 
-Where both have a name (`Resize`, `RandomCrop`, `Normalize`, `save_model`, `load_model`), visdet's is meant: it moves boxes and masks along. fastai's stays
+Where both have a name (`Resize`, `RandomCrop`, `Normalize`, `FocalLoss`, `DiceLoss`, `save_model`, `load_model`), visdet's is meant: it knows boxes and masks. fastai's stays
 reachable under its module, such as `fastai.vision.augment.Resize`.
 """
 from fastai.vision.all import *

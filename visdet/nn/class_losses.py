@@ -75,11 +75,12 @@ class CrossEntropyLoss(Loss):
         if use_sigmoid and use_mask: raise ConfigError(explain('use_sigmoid and use_mask exclude each other', where='CrossEntropyLoss'))
         if use_mask and class_weight is not None: raise ConfigError(explain('masks take no class_weight', where='CrossEntropyLoss', fix='Weigh the rows instead'))
         super().__init__(reduction, loss_weight, use_sigmoid=use_sigmoid, use_mask=use_mask, class_weight=class_weight, ignore_index=ignore_index, avg_non_ignore=avg_non_ignore)
+        self.register_buffer('_factors', None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32), persistent=False) # Not part of a checkpoint
         self._entries = _sigmoid if use_sigmoid else _mask if use_mask else _soft
 
     def forward(self, x, y, weight=None, avg_factor=None, reduction=None):
         x,how = wide(x), reduction or self.reduction
-        classw = None if self.class_weight is None else x.new_tensor(self.class_weight)
+        classw = None if self._factors is None else self._factors.to(x)
         l,w,n = self._entries(x, y, weight, -100 if self.ignore_index is None else self.ignore_index, classw)
         if self.avg_non_ignore and avg_factor is None and how=='mean': avg_factor = n
         return reduce_loss(l, w, how, avg_factor)*self.loss_weight
