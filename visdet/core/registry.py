@@ -12,7 +12,7 @@ from fastcore.docments import docments
 from .basics import ConfigError, unknown
 
 # %% ../../nbs/core/010_registry.ipynb #27d9fcb7
-KINDS = 'body neck head prior coder assigner sampler loss model transform metric op dataset optimizer scheduler'.split()
+KINDS = 'body neck head prior coder assigner cost sampler loss model transform metric op dataset optimizer scheduler'.split()
 _table = {k: {} for k in KINDS}
 
 def _same(a, b):
