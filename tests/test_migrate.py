@@ -240,7 +240,7 @@ def test_every_key_has_a_fate(tmp_path):
     assert all(f.reason or f.status == 'mapped' for f in m.report.fates)
 
 @pytest.mark.parametrize('more,code,said', [("model['type'] = 'ATSS'", 2, 'no entry point for ATSS'), ("model['neck']['type'] = 'BFP'", 2, 'no neck BFP'), ("model['backbone'] = dict(type='Odd')", 2, 'no body'), ("model['backbone']['dcn'] = dict(type='DCN')", 2, 'no such parts'),
-    ("model['bbox_head']['anchor_generator']['strides'] = [4, 8, 16, 32]", 2, 'strides [8, 16, 32, 64]'), ("model['bbox_head']['loss_bbox'] = dict(type='IoULoss')", 1, 'logarithm'), ("model['bbox_head']['loss_bbox'] = dict(type='SmoothL1Loss', beta=1.0)", 1, '1/9'), ("model['test_cfg']['nms']['type'] = 'soft_nms'", 1, 'greedy'),
+    ("model['bbox_head']['anchor_generator']['strides'] = [4, 8, 16, 32]", 2, 'strides [8, 16, 32, 64]'), ("model['bbox_head']['loss_bbox'] = dict(type='IoULoss')", 0, ''), ("model['bbox_head']['loss_bbox'] = dict(type='IoULoss', mode='square')", 1, 'the box term is one of'), ("model['bbox_head']['loss_bbox'] = dict(type='SmoothL1Loss', beta=1.0)", 1, '1/9'), ("model['test_cfg']['nms']['type'] = 'soft_nms'", 1, 'greedy'),
     ("optim_wrapper['clip_grad'] = dict(max_norm=1)", 1, 'no limit'), ("train_dataloader['dataset']['pipeline'] += [dict(type='Mosaic')]", 1, 'no Mosaic'), ("load_from = 'x.pth'", 1, 'load_from'), ("custom_hooks = [dict(type='EMAHook', momentum=0.001)]", 0, ''), ("helper = 3", 0, ''),
     ("train_dataloader['dataset'] = dict(type='ConcatDataset', datasets=[train_dataloader['dataset'], train_dataloader['dataset']])", 2, 'one training set'), ("train_dataloader['dataset'] = dict(type='RepeatDataset', times=2, dataset=train_dataloader['dataset'])", 0, '')])
 def test_exit_codes(tmp_path, more, code, said):
