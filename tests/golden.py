@@ -97,6 +97,64 @@ def _group(group):
     return [Case(group, d, arrays) for d in json.loads((ROOT / "components" / f"{group}.json").read_text())["cases"]]
 
 
+class DetectorCase(Case):
+    "One recorded detector"
+
+    def __init__(self, name):
+        self.group, self.id, self._file = "detectors", name, ROOT / "detectors" / name
+        self.doc = json.loads(self._file.with_suffix(".json").read_text())
+        self.config, self.recipe = self.doc["model_config"], self.doc["recipe"]
+
+    def __repr__(self):
+        return self.id
+
+    @functools.cached_property
+    def _arrays(self):
+        with np.load(self._file.with_suffix(".npz")) as z:
+            return {k: z[k] for k in z.files}
+
+    def array(self, name):
+        return torch.from_numpy(np.asarray(self._arrays[name]))
+
+    def has(self, name):
+        return name in self._arrays
+
+    def state(self):
+        "The state dict that was recorded; without the constants that a constructor makes"
+        keys, got = json.loads((ROOT / "detectors" / "keys" / f"{self.id}.json").read_text()), {}
+        for k, shape, kind in keys:
+            if kind == "recipe":
+                got[k] = weight(k, shape, **self.recipe)
+            elif kind.startswith("alias:"):
+                got[k] = got[kind[6:]]
+        return got
+
+    def image(self):
+        "The image, red first"
+        return self.array("in0.image").flip(0)
+
+    def bits(self, name, width):
+        "Packed masks as booleans"
+        return torch.from_numpy(np.unpackbits(self._arrays[name], axis=-1, count=width).astype(bool))
+
+    def check(self, name, value, tol=1e-4):
+        "Compare a tensor with a recorded output, given by its whole name"
+        value = value.detach()
+        assert tuple(value.shape) == tuple(self.array(f"{name}.shape").tolist()), f"{self!r} {name}: shape {tuple(value.shape)}"
+        want, got = self.array(f"{name}.val"), value.flatten()[self.array(f"{name}.idx")]
+        top = max(float(self.array(f"{name}.stats")[2:].abs().max()), 1e-6)
+        worst = float((got.double() - want.double()).abs().max()) / top
+        assert worst <= tol, f"{self!r} {name}: off by {worst:.2e} of the largest value"
+        return worst
+
+
+def detectors(*names):
+    "Recorded detectors, as parameters of a test"
+    if not ROOT.is_dir():
+        return [pytest.param(None, marks=pytest.mark.skip(reason="the recorded figures are not here: set VISDET_GOLDEN"))]
+    return [pytest.param(DetectorCase(n), id=n) for n in names if (ROOT / "detectors" / f"{n}.json").is_file()]
+
+
 def cases(group, *components):
     "Recorded cases of a group, as parameters of a test; one that is skipped where nothing is recorded"
     if not ROOT.is_dir():
