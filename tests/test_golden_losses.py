@@ -266,6 +266,16 @@ def test_ignored_rows_leave_what_the_others_give(sigmoid):
         close(f(x, y), F.cross_entropy(x, y, ignore_index=3), 1e-7)
 
 
+@pytest.mark.parametrize("hidden", [-1.0, 255.0])
+def test_ignored_entries_of_a_table(hidden):
+    "Negative targets, and those equal to the ignored label, cost nothing and are left out of the mean"
+    x, y, out = logits(7, 4), table(), table() > 0
+    f = build("CrossEntropyLoss", dict(use_sigmoid=True, ignore_index=255, avg_non_ignore=True))
+    want = F.binary_cross_entropy_with_logits(x, y, reduction="none")[~out]
+    close(f(x, torch.where(out, hidden, y)), want.mean(), 1e-7)
+    close(f(x, torch.where(out, hidden, y), W), (want * W[:, None].expand(7, 4)[~out]).mean(), 1e-7)
+
+
 def test_boxes_with_four_weights():
     "The weight of a box is the mean of its four, except where an entry is a number"
     w4 = torch.rand(7, 4, generator=torch.Generator().manual_seed(0)).double()

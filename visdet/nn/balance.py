@@ -99,6 +99,14 @@ class GHMR(Loss):
         return _average(self, r-self.mu, beta, total, reduction)
 
 # %% ../../nbs/nn/353_balance.ipynb #f9ab1192
+def _push(logp, y, counts, p, q, eps):
+    "Logarithm of the factor of each logit (R,K), zero for the true class"
+    s = torch.zeros_like(logp)
+    if p>0: n = counts.clamp(min=1).log().to(s.dtype); s = s+p*(n-n[y][:,None]).clamp(max=0)
+    if q>0: s = s+q*(logp-logp.gather(1, y[:,None]).clamp(min=math.log(eps))).clamp(min=0)
+    return s.scatter(1, y[:,None], 0.)
+
+# %% ../../nbs/nn/353_balance.ipynb #6199582b
 @register('loss')
 class SeesawLoss(Loss):
     "Seesaw loss of K classes and two logits that say whether there is an object"
@@ -113,13 +121,6 @@ class SeesawLoss(Loss):
     ):
         super().__init__(reduction, loss_weight, num_classes=num_classes, p=p, q=q, eps=eps, return_dict=return_dict)
         self.register_buffer('cum_samples', torch.zeros(num_classes+1))
-
-    def _push(self, logp, y, counts):
-        "Logarithm of the factor of each logit (R,K), zero for the true class"
-        s = torch.zeros_like(logp)
-        if self.p>0: n = counts[:-1].clamp(min=1).log().to(s.dtype); s = s+self.p*(n-n[y][:,None]).clamp(max=0)
-        if self.q>0: s = s+self.q*(logp-logp.gather(1, y[:,None]).clamp(min=math.log(self.eps))).clamp(min=0)
-        return s.scatter(1, y[:,None], 0.)
 
     def _count(self, y):
         "Totals with this batch, kept in training"
@@ -141,7 +142,7 @@ class SeesawLoss(Loss):
         w = x.new_ones(len(x)) if weight is None else fit_weight(weight, x[:,0])
         obj = reduce_loss(F.cross_entropy(x[:,K:], (~pos).long(), reduction='none'), w, how, avg_factor)
         rows,true = x[:,:K], y.clamp(max=K-1)
-        push = self._push(rows.detach().log_softmax(1), true, self._count(y))
+        push = _push(rows.detach().log_softmax(1), true, self._count(y)[:-1], self.p, self.q, self.eps)
         l = F.cross_entropy(rows+push, true, reduction='none')
         n = pos.sum().clamp(min=1) if avg_factor is None and how=='mean' else avg_factor
         cls = (l*w)[pos] if how=='none' else reduce_loss(torch.where(pos, l*w, 0.), None, how, n)

@@ -105,6 +105,7 @@ def _fused(op, n, self, avg_factor, how):
     if how=='none': return op('none', self.loss_weight)
     return op('sum', 1.)*(f*self.loss_weight) if isinstance(f, torch.Tensor) else op('sum', f*self.loss_weight)
 
+# %% ../../nbs/nn/352_class_losses.ipynb #fffb62e7
 @register('loss')
 class FocalLoss(Loss):
     "Sigmoid focal loss of labels, or of a table of targets"
