@@ -311,6 +311,7 @@ def probabilities(edge, dtype):
 
 
 row("paste_masks", probabilities, lambda kw, p, b: [cv.paste_masks(p, b, (60, 80), t, **kw) for t in (0.5, None)])
+row("sample_masks", probabilities, lambda kw, p, b: cv.sample_masks(p, b, (60, 80), None, **kw), undefined={"nan": "products of matrices spread what is not a number over its mask"})
 row("paste_rles", probabilities, lambda kw, p, b: cv.paste_rles(p, b, (60, 80), **kw))
 
 
