@@ -125,13 +125,13 @@ def read_image(
         return _pixels(data, channels, over, at_least)
 
 # %% ../../nbs/cv/170_image.ipynb #787ba11c
-_HOW = dict(bilinear=dict(mode='bilinear', antialias=True), bicubic=dict(mode='bicubic', antialias=True), nearest=dict(mode='nearest-exact'))
+_HOW = dict(bilinear=dict(mode='bilinear', antialias=True), bicubic=dict(mode='bicubic', antialias=True), plain=dict(mode='bilinear'), nearest=dict(mode='nearest-exact'))
 
 @register('op')
 def resize_image(
     img:np.ndarray, # (H, W, C) or (H, W): uint8, or float32
     size:tuple, # (h, w) wanted, in pixels, at least 1
-    how:str='bilinear', # 'bilinear' and 'bicubic' are antialiased; 'nearest' takes the input pixel under each output centre
+    how:str='bilinear', # 'bilinear' and 'bicubic' are antialiased, 'plain' is bilinear from the four nearest pixels; 'nearest' takes the input pixel under each output centre
 )->np.ndarray: # As `img`, with the first two axes of length `size`; `img` itself where nothing changes
     "Resize a picture with half-pixel centres: position `x` goes to `x * new / old`"
     if how not in _HOW: raise ConfigError(unknown('way to resize', how, _HOW))

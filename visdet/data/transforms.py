@@ -50,6 +50,7 @@ def fit_size(
 def resize_sample(
     s:Sample, # One image with its objects
     size:tuple, # New height and width
+    how:str='bilinear', # See `resize_image`
 )->Sample: # The resized sample
     "Resize image, boxes and masks to `size`, and multiply `scale`"
     if size==s.size: return s
@@ -57,7 +58,7 @@ def resize_sample(
     f = W/w, H/h
     boxes = clip_boxes(scale_boxes(s.boxes, f), size)
     masks = None if s.masks is None else [scale_mask(m, f, size) for m in s.masks]
-    return replace(s, image=resize_image(s.image, size), boxes=boxes, masks=masks, scale=(s.scale[0]*f[0], s.scale[1]*f[1]))
+    return replace(s, image=resize_image(s.image, size, how), boxes=boxes, masks=masks, scale=(s.scale[0]*f[0], s.scale[1]*f[1]))
 
 # %% ../../nbs/data/270_transforms.ipynb #eb1d7813
 def flip_sample(
@@ -141,8 +142,12 @@ class Resize:
     def __init__(self,
         scale:Count|tuple[Count, Count]=(1333, 800), # keep_ratio: (long, short) edge, or the short edge; letterbox and stretch: (height, width), or one side
         how:ResizeRule='keep_ratio', # 'keep_ratio' | 'letterbox' | 'stretch'
-    ): self.scale,self.how = _edges(scale, how),how
-    def __call__(self, s:Sample, rng=None)->Sample: return resize_sample(s, fit_size(s.size, self.scale, self.how))
+        antialias:bool=True, # Smooth what shrinks? OpenCV does not, nor what was trained with it
+    ):
+        self.scale,self.how = _edges(scale, how),how
+        if not antialias: self.antialias = False
+    antialias = True
+    def __call__(self, s:Sample, rng=None)->Sample: return resize_sample(s, fit_size(s.size, self.scale, self.how), 'bilinear' if self.antialias else 'plain')
     @property
     def canvas(self): return None if self.how=='keep_ratio' else self.scale
 

@@ -86,7 +86,7 @@ class Predictor:
         device=None, # Where to compute; where the model is, if None
     ):
         self.model,self.card = (model if device is None else model.to(device)).eval(),card
-        self.vocab,self.resize,self.norm = card['vocab'],Resize(tuple(card['resize']['scale']), card['resize']['how']),Normalize(*card['norm'])
+        self.vocab,self.resize,self.norm = card['vocab'],Resize(**{**card['resize'], 'scale': tuple(card['resize']['scale'])}),Normalize(*card['norm'])
     @property
     def device(self): return next(self.model.parameters()).device
 

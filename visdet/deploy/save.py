@@ -51,7 +51,7 @@ def model_card(
     if model.vocab is None: raise ConfigError(explain('the model has no class names', where='save_model', fix='Set `model.vocab`, or build it with `vocab=[...]`'))
     mean, std = model.norm
     return dict(format=FORMAT, spec=_spec(model), vocab=list(model.vocab), norm=[[float(o) for o in mean], [float(o) for o in std]], in_chans=len(mean),
-                resize=dict(scale=list(resize.scale), how=resize.how), pad=list(pad) if isinstance(pad, (tuple, list)) else pad,
+                resize=dict(scale=list(resize.scale), how=resize.how, **({} if getattr(resize, 'antialias', True) else dict(antialias=False))), pad=list(pad) if isinstance(pad, (tuple, list)) else pad,
                 metrics=_last_metrics(learn) if metrics is None else dict(metrics), versions=_versions(), date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
                 parameters=sum(p.numel() for p in model.parameters()))
 
