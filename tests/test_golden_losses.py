@@ -285,6 +285,21 @@ def test_boxes_with_four_weights():
         close(f(near(), boxes(1), w4), want, 1e-9)
 
 
+def test_gradients_of_targets():
+    "Overlap losses pull at both boxes; bounded IoU, as published, only at the prediction"
+    for n in OVERLAPS:
+        y = boxes(1).requires_grad_()
+        x = near().requires_grad_()
+        build(n, {})(x, y).backward()
+        assert x.grad.abs().sum() > 0 and (y.grad is None) == (n == "BoundedIoULoss")
+
+
+def test_siou_is_cut_off():
+    "Between 0 and 2; with the exponent's default sign boxes far apart cost nothing, with the paper's more than any that touch"
+    x, y = torch.tensor([[1000.0, 0, 1010, 10]]), torch.tensor([[0.0, 0, 10, 10]])
+    assert build("SIoULoss", {})(x, y) == 0 and 1 < build("SIoULoss", dict(neg_gamma=True))(x, y) <= 2
+
+
 # -- published figures --------------------------------------------------------------------------------------
 
 P, Y = torch.tensor([[2, -1, 0.5], [0, 3, -2]]), torch.tensor([0, 2])
@@ -360,9 +375,9 @@ def test_ghm_over_several_batches(momentum):
 def test_ghm_bins_are_half_open():
     "A gradient norm on an edge belongs to the upper bin, one of exactly 1 to the last"
     f = build("GHMC", dict(bins=4))
-    x = torch.tensor([[0.0], [0.0], [40.0], [-40.0]])  # norms 0.5, 0.5, 1, 0
-    w = class_losses.F.binary_cross_entropy_with_logits(x, torch.zeros(4, 1), reduction="none")
-    close(f(x, torch.zeros(4, 1)), (w[0] / 2 + w[1] / 2 + w[2] + w[3])[0] / 3, 1e-5)
+    x = torch.tensor([[0.0], [0.4], [40.0], [2.0]])  # norms 0.5 and 0.6 together, 1 and 0.88 together
+    w = F.binary_cross_entropy_with_logits(x, torch.zeros(4, 1), reduction="none")
+    close(f(x, torch.zeros(4, 1)), w.sum() / 2 / 2, 1e-5)
 
 
 def test_seesaw_definition():

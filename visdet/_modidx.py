@@ -2970,6 +2970,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'visdet/models/mmdet_model.py'),
                                            'visdet.models.mmdet_model._dense_test': ( 'models/mmdet_model.html#_dense_test',
                                                                                       'visdet/models/mmdet_model.py'),
+                                           'visdet.models.mmdet_model._drop_path': ( 'models/mmdet_model.html#_drop_path',
+                                                                                     'visdet/models/mmdet_model.py'),
                                            'visdet.models.mmdet_model._extra': ( 'models/mmdet_model.html#_extra',
                                                                                  'visdet/models/mmdet_model.py'),
                                            'visdet.models.mmdet_model._extractor': ( 'models/mmdet_model.html#_extractor',
