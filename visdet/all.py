@@ -18,7 +18,9 @@ from visdet.cv.soft import soft_nms, matrix_nms, fast_nms
 from visdet.cv.fusion import weighted_box_fusion, nms_match
 from visdet.cv.rotated import rotated_iou, rotated_nms
 from visdet.cv.priors import AnchorGenerator, PointGenerator
+from visdet.cv.anchor_kinds import LegacyAnchorGenerator, SSDAnchorGenerator, YOLOAnchorGenerator
 from visdet.cv.coders import DeltaCoder, DistanceCoder
+from visdet.cv.coder_kinds import BucketingCoder, LegacyDeltaCoder, PseudoCoder, TBLRCoder, YOLOCoder
 from visdet.cv.roi import roi_align, roi_levels, RoIPooler
 from visdet.cv.roi_pool import roi_pool
 from visdet.cv.masks import rle_encode, rle_decode, rle_area, rle_iou, rle_merge, rle_to_box, polygons_to_rle, mask_to_polygons, masks_to_boxes
@@ -44,9 +46,16 @@ from visdet.data.batch import Normalize, ColourJitter, KorniaJitter
 from visdet.data.loaders import DetDL, DetDataLoaders, det_augs
 import visdet.data.datasets  # registers coco, voc, yolo, table and toy
 from visdet.nn.body import Body, create_body
+from visdet.nn.csp import CSPDarknet, CSPNeXt, csp_body
 from visdet.nn.fpn import FPN
 from visdet.nn.pan import PAFPN
+from visdet.nn.yolox_neck import YOLOXPAFPN, CSPNeXtPAFPN
 from visdet.nn.assign import MaxIoUAssigner, PointAssigner
+from visdet.nn.atss import ATSSAssigner
+from visdet.nn.dynamic import DynamicSoftLabelAssigner, SimOTAAssigner
+from visdet.nn.task_aligned import TaskAlignedAssigner
+from visdet.nn.hungarian_match import HungarianAssigner, BoxL1Cost, ClassCost, DiceCost, FocalCost, IoUCost, MaskCrossEntropyCost, MaskFocalCost
+from visdet.nn.by_place import CenterRegionAssigner, GridAssigner, NearestPointAssigner, UniformAssigner
 from visdet.nn.class_losses import CrossEntropyLoss, FocalLoss, QualityFocalLoss, VarifocalLoss, GaussianFocalLoss, DistributionFocalLoss
 from visdet.nn.balance import GHMC, GHMR, SeesawLoss
 from visdet.nn.box_losses import L1Loss, MSELoss, SmoothL1Loss, BalancedL1Loss, BoundedIoULoss
@@ -57,6 +66,7 @@ from visdet.models.retinanet import retinanet
 from visdet.models.fcos import fcos
 from visdet.models.faster_rcnn import faster_rcnn
 from visdet.models.mask_rcnn import mask_rcnn
+from visdet.models.yolox import yolox, load_yolox, yolox_norm
 from visdet.models.torchvision import load_torchvision, from_torchvision
 from visdet.eval.evaluate import evaluate, Evaluation, CocoEvaluator
 from visdet.engine.all import det_learner, DetLoss, FusedAdamW, EMA, Checkpoint, TrainingError, coco_columns, Preflight, preflight

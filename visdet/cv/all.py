@@ -8,7 +8,9 @@ from visdet.cv.soft import *
 from visdet.cv.fusion import *
 from visdet.cv.rotated import *
 from visdet.cv.priors import *
+from visdet.cv.anchor_kinds import *
 from visdet.cv.coders import *
+from visdet.cv.coder_kinds import *
 from visdet.cv.roi import *
 from visdet.cv.roi_pool import *
 from visdet.cv.masks import *
