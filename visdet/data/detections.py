@@ -16,6 +16,7 @@ from ..cv.boxes import clip_boxes, convert_boxes, scale_boxes
 from ..cv.image import read_image
 from ..cv.masks import rle_encode
 from ..cv.paste import paste_masks
+from ..cv.sample_masks import sample_masks
 from ..cv.draw import draw_objects, show_objects
 
 # %% ../../nbs/data/205_detections.ipynb #e5ad52cf
@@ -33,6 +34,7 @@ class Detections:
     bitmaps:torch.Tensor=None # (N,H,W) bool, painted masks
     image:object=None # The picture itself, (H,W,C) uint8, for showing
     path:object=None # The file it came from
+    paste:str='stretch' # How masks are painted: 'stretch', see `paste_masks` | 'sample', see `sample_masks`
 
     def __post_init__(self):
         n = len(self.boxes)
@@ -103,7 +105,7 @@ def rescale(
 @patch(as_prop=True)
 def masks(self:Detections)->torch.Tensor: # (N,H,W) bool or None
     "The masks painted at the image's size; None for a model without masks"
-    if self.bitmaps is None and self.mask_probs is not None: return paste_masks(self.mask_probs, self.boxes, self.size)
+    if self.bitmaps is None and self.mask_probs is not None: return (sample_masks if self.paste == 'sample' else paste_masks)(self.mask_probs, self.boxes, self.size)
     return self.bitmaps
 
 @patch

@@ -63,7 +63,7 @@ def _check_image(d, row, records):
 # %% ../../nbs/eval/550_evaluate.ipynb #82cf34db
 def _rles(d, row, records):
     "Compressed masks of `d`"
-    if d.bitmaps is None and d.mask_probs is not None: return paste_rles(d.mask_probs, d.boxes, d.size)
+    if d.bitmaps is None and d.mask_probs is not None and d.paste == 'stretch': return paste_rles(d.mask_probs, d.boxes, d.size)
     step = max(1, 64_000_000//max(1, int(d.size[0])*int(d.size[1]))); out = []
     for s in range(0, len(d), step):
         m = d[s:s+step].masks

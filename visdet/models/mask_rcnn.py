@@ -66,11 +66,13 @@ def mask_rcnn(
     nms_thr:Share=0.5, # Overlap for suppression
     max_num:Count=100, # Detections of an image
     roi_low:LowRule=None, # Second stage: do the best proposals of an object from `roi_pos` up belong to it? See `MaxIoUAssigner`
+    paste:Literal['stretch', 'sample']='stretch', # How masks are painted into the image, see `Detections`
 )->TwoStage:
     "Mask R-CNN over any body"
     res = faster_rcnn.__wrapped__(num_classes, vocab, body, pretrained, weights, nodes, in_chans, frozen_stages, norm, out, levels, channels, hidden, scale, ratios, sizes, round_anchors, stride_rule, delta_clip,
         rpn_convs, rpn_pos, rpn_neg, rpn_low, rpn_min_pos, rpn_num, rpn_share, rpn_nms, pre, post, roi_pos, roi_num, roi_share, sampling_ratio, aligned, reg_loss, min_size, score_thr, nms_thr, max_num, roi_low)
     res.mask = MaskHead(channels, res.num_classes, res.body.strides, mask_channels, mask_convs, 14, sampling_ratio, aligned, mask_binary).to(memory_format=torch.channels_last)
+    res.mask.paste = paste
     return res
 
 # %% ../../nbs/models/440_mask_rcnn.ipynb #fd61d36a

@@ -10,7 +10,7 @@ from .mmdet_map import *
 
 # %% ../../nbs/models/463_mmdet_model.ipynb #9701f54c
 _swin = {(96, (2, 2, 6, 2)): 'tiny_patch4_window7_224', (96, (2, 2, 18, 2)): 'small_patch4_window7_224', (128, (2, 2, 18, 2)): 'base_patch4_window7_224', (192, (2, 2, 18, 2)): 'large_patch4_window12_384'}
-BODIES = {f'resnet{d}{v}' for d in (18, 34, 50, 101, 152) for v in ('', 'd')} | {'resnext50_32x4d', 'resnext101_32x4d', 'resnext101_32x8d', 'resnext101_64x4d', 'res2net50_26w_4s', 'res2net101_26w_4s', 'mobilenetv2_100'} \
+BODIES = {f'resnet{d}{v}' for d in (18, 34, 50, 101, 152) for v in ('', 'd')} | {'resnext50_32x4d', 'resnext101_32x4d', 'resnext101_32x8d', 'resnext101_64x4d', 'res2net50d', 'res2net101d', 'mobilenetv2_100'} \
     | {f'regnetx_{n:03d}' for n in (2, 4, 6, 8, 16, 32, 40, 64, 80, 120, 160, 320)} | {f'swin_{v}' for v in _swin.values()}
 _torchvision = {'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext50_32x4d', 'resnext101_32x8d', 'resnext101_64x4d'}
 
@@ -27,7 +27,7 @@ def body_name(
     t, d = b.get('type'), b.get('depth')
     if t == 'TIMMBackbone': return str(b.get('model_name', '')).removeprefix('timm/')
     name = {'ResNet': f'resnet{d}', 'ResNetV1d': f'resnet{d}d', 'ResNeXt': f"resnext{d}_{b.get('groups', 1)}x{b.get('base_width', 4)}d", 'MobileNetV2': 'mobilenetv2_100', 'RegNet': _regnet(b.get('arch')),
-            'Res2Net': f"res2net{d}_{b.get('base_width', 26)}w_{b.get('scales', 4)}s", 'SwinTransformer': 'swin_'+_swin.get((b.get('embed_dims', 96), tuple(b.get('depths', (2, 2, 6, 2)))), '')}.get(t, '')
+            'Res2Net': f'res2net{d}d' if (b.get('base_width', 26), b.get('scales', 4)) == (26, 4) else '', 'SwinTransformer': 'swin_'+_swin.get((b.get('embed_dims', 96), tuple(b.get('depths', (2, 2, 6, 2)))), '')}.get(t, '')
     return name if name in BODIES else ''
 
 # %% ../../nbs/models/463_mmdet_model.ipynb #12bed107
@@ -66,12 +66,18 @@ def _style(l, p):
     if v == 'pytorch' or (l.get('model.backbone.depth') or 0) < 50: return l.note(p, 'defaulted', reason='the 3x3 convolutions have the strides')
     l.out['model']['body'] = f'caffe:{name}'; l.note(p, 'mapped', 'model.body', 'the first 1x1 convolutions have the strides')
 
+def _drop_path(l, p):
+    "Stochastic depth: a word before the name of the body"
+    v = l.get(p)
+    if v != .1: l.out['model']['body'] = f"det+drop={v}:{l.out['model']['body'].rpartition(':')[2]}"
+    l.note(p, 'mapped' if v != .1 else 'defaulted', 'model.body', 'the rate of the last block; 0.1 unless the name says otherwise')
+
 _resnet = dict(**_common, norm_cfg=_bn, style=_style, deep_stem=only(False, why='the stem is one convolution'),
                avg_down=only(False, why='shortcuts have a strided convolution'), zero_init_residual=only(True, why='the last norm of a block starts at zero'), conv_cfg=fatal('the body has plain convolutions here'))
 _resnet_assumes = dict(frozen_stages=-1, norm_eval=True, norm_cfg=dict(type='BN', requires_grad=True), style='pytorch')
 _swin_rules = dict(**_common, patch_norm=only(True, why='patches are normalised'), use_abs_pos_embed=only(False, why='positions are relative'), ape=only(False, why='positions are relative'), qkv_bias=only(True, why='there is a bias'), qk_scale=only(None, why='the usual scale'),
                    mlp_ratio=only(4, why='the ratio of this body'), window_size=only(7, why='the window of this body'), num_heads=no_effect('given by the body'), drop_rate=only(0, why='no dropout'), attn_drop_rate=only(0, why='no dropout'),
-                   drop_path_rate=lost('stochastic depth is timm\'s default, which is none while features are extracted'))
+                   drop_path_rate=_drop_path)
 
 def _body(l, default_out):
     "Rules of the backbone; returns the strides of the maps that the neck takes, or None"
@@ -82,7 +88,7 @@ def _body(l, default_out):
     for k in ('type', 'depth', 'groups', 'base_width', 'arch', 'model_name', 'embed_dims', 'depths', 'scales'):
         if k in b: l.note(f'{p}.{k}', 'mapped', 'model.body', f'together they name {name}')
     swin = b['type'] == 'SwinTransformer'
-    if swin: l.out['model']['body'] = f'det:{name}'
+    if swin or b['type'] == 'Res2Net': l.out['model']['body'] = f'det:{name}'
     if 'style' in b and not swin: _style(l, f'{p}.style')
     follow(l, p, _swin_rules if swin else _resnet, {} if swin or b['type'] == 'TIMMBackbone' else _resnet_assumes)
     return _strides(l, p, default_out)
@@ -260,7 +266,7 @@ def _rcnn(l):
     follow(l, 'model.test_cfg.rcnn', dict(score_thr=to('model.score_thr'), nms=_nms('model.nms_thr'), max_per_img=to('model.max_num'), mask_thr_binary=only(.5, why='masks are cut at 0.5', lost='masks are cut at 0.5 here')))
 
 def _mask(l):
-    p = 'model.roi_head'
+    p = 'model.roi_head'; l.out['model']['paste'] = 'sample'
     if not _head(l, f'{p}.mask_head', ['FCNMaskHead']): return
     follow(l, f'{p}.mask_roi_extractor', {**_extractor(14), 'roi_layer': {**_extractor(14)['roi_layer'], 'sampling_ratio': _agree('model.sampling_ratio'), 'aligned': _agree('model.aligned')}})
     follow(l, f'{p}.mask_head', dict(num_convs=to('model.mask_convs'), in_channels=_agree('model.channels'), conv_out_channels=to('model.mask_channels'), num_classes=_agree('model.num_classes'), loss_mask=_bce, class_agnostic=only(False, why='a mask of every class'),

@@ -117,7 +117,7 @@ def decode(self:TwoStage, raw:dict, sizes)->list: # One `Detections` an image
     if self.mask is not None:
         w = self.mask.out.weight
         p = self.mask([o.to(w.dtype) for o in raw['feats']], to_rois([d.boxes for d in res]), torch.cat([d.labels for d in res])).float().sigmoid()
-        for d,o in zip(res, p.split([len(d) for d in res])): d.mask_probs = o
+        for d,o in zip(res, p.split([len(d) for d in res])): d.mask_probs, d.paste = o, getattr(self.mask, 'paste', 'stretch')
     return res
 
 @patch
