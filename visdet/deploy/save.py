@@ -34,7 +34,7 @@ def _last_metrics(learn):
 def _spec(model):
     "Name and arguments of a model's entry point, as JSON"
     if getattr(model, 'spec', None) is None: raise CheckpointError(explain('the model has no recorded entry point, so no file could say how to rebuild it', where=type(model).__name__, fix='Make it by a function registered with `@entry`, such as `retinanet(...)`'))
-    name, kw = model.spec
+    name, kw = model.spec; kw = {k: str(v) if isinstance(v, Path) else v for k,v in kw.items()}
     try: return [name, json.loads(json.dumps(kw))]
     except TypeError as e: raise CheckpointError(explain(f'an argument of {name} is an object that cannot be written ({e})', where='save_model', fix='Register a function that makes this body and its detector (`@entry`), and build the model by it')) from e
 

@@ -146,7 +146,8 @@ def yolox(
     use_l1:bool=False, # Add the L1 term to the loss? For the last epochs
     score_thr:Share=0.01, # Least score of a detection
     nms_thr:Share=0.65, # Overlap for suppression
-    max_num:Count|None=100, # Detections of an image; None for all
+    max_num:Count|None=None, # Detections of an image; None for all, as MMDetection has it
+    all_classes:bool=False, # May a place propose more than its best class?
 )->Detector:
     "YOLOX over its own body or any other"
     n, vocab = class_table(num_classes, vocab)
@@ -155,7 +156,7 @@ def yolox(
     channels, num_blocks = channels or int(256*width), max(round(3*depth), 1) if num_blocks is None else num_blocks
     body = _yolox_body(body, depth, width, depthwise, act, pretrained, nodes, in_chans, frozen_stages, norm, out)
     neck = YOLOXPAFPN(body.channels, body.strides, channels, num_blocks, depthwise, act)
-    head = YOLOXHead(channels, n, neck.strides, channels, num_convs, depthwise, act, assigner=SimOTAAssigner(radius), box_weight=box_weight, use_l1=use_l1, score_thr=score_thr, nms_thr=nms_thr, max_num=max_num)
+    head = YOLOXHead(channels, n, neck.strides, channels, num_convs, depthwise, act, assigner=SimOTAAssigner(radius), box_weight=box_weight, use_l1=use_l1, score_thr=score_thr, nms_thr=nms_thr, max_num=max_num, all_classes=all_classes)
     model = Detector(body, neck, head, vocab)
     if weights is not None: body.report = load_yolox(model, weights); print(body.report)
     return model

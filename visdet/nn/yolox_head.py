@@ -45,10 +45,11 @@ class YOLOXHead(nn.Module):
         score_thr:Share=.01, # Least score of a detection
         nms_thr:Share=.65, # Overlap for suppression
         max_num:Count|None=None, # Detections of an image; None for all
+        all_classes:bool=False, # May a place propose more than its best class?
     ):
         super().__init__()
         self.num_classes, self.strides, self.box_weight, self.use_l1 = num_classes, list(strides), box_weight, use_l1
-        self.score_thr, self.nms_thr, self.max_num = score_thr, nms_thr, max_num
+        self.score_thr, self.nms_thr, self.max_num, self.all_classes = score_thr, nms_thr, max_num, all_classes
         self.assigner, self.gen = assigner or SimOTAAssigner(), PointGenerator(strides, 0., with_stride=True)
         convs = Convs(act, depthwise, eps, momentum); nf = channels if num_convs else ni
         tower = lambda: nn.ModuleList(nn.Sequential(*[convs.wide(channels if i else ni, channels) for i in range(num_convs)]) for _ in strides)
@@ -117,13 +118,13 @@ def loss(self:YOLOXHead, raw:dict, targets)->dict: # cls, box, obj and perhaps l
 def decode(self:YOLOXHead, raw:dict, sizes, vocab:list=None)->list: # One `Detections` an image
     "Detections in pixels of the batch"
     p, cls, reg, obj = self.rows(raw); finite(raw['cls'][-1])
-    best, lbl = cls.max(-1)
-    score, res = best.sigmoid()*obj.sigmoid(), []
-    for s,k,r,size in zip(score, lbl, reg, torch.as_tensor(sizes).tolist()):
-        i = (s >= self.score_thr).nonzero()[:,0]
-        bx = self.boxes(p[i], r[i])
-        keep = batched_nms(bx, s[i], k[i], self.nms_thr, self.max_num)
-        res.append(Detections(clip_boxes(bx[keep], size), s[i][keep], k[i][keep], tuple(size), vocab=vocab))
+    best, lbl = (cls, None) if self.all_classes else cls.max(-1, keepdim=True)
+    score, res = best.sigmoid()*obj.sigmoid()[...,None], []
+    for b,(s,r,size) in enumerate(zip(score, reg, torch.as_tensor(sizes).tolist())):
+        i, c = (s >= self.score_thr).nonzero(as_tuple=True)
+        bx, v, k = self.boxes(p[i], r[i]), s[i,c], c if lbl is None else lbl[b,i,0]
+        keep = batched_nms(bx, v, k, self.nms_thr, self.max_num)
+        res.append(Detections(clip_boxes(bx[keep], size), v[keep], k[keep], tuple(size), vocab=vocab))
     return res
 
 # %% ../../nbs/nn/368_yolox_head.ipynb #915bef5a
