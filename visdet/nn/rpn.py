@@ -41,13 +41,14 @@ class RPN(nn.Module):
         reg_loss:CodeLoss='l1', # See `box_loss`
         nms_thr:Share=0.7, # Overlap for suppression among proposals of a level
         min_size:Amount=0., # Proposals with a side below this are dropped, pixels
+        border:Amount|None=None, # Anchors that reach further than this beyond the image, pixels, do not learn; None: all do
     ):
         super().__init__()
         gen = anchors or AnchorGenerator(strides, [(8*s,) for s in strides])
         if len(set(gen.num_per_cell)) > 1: raise ConfigError(f'all levels need the same number of anchors a cell, not {gen.num_per_cell}')
         self.levels, A = Levels(gen, stride_rule), gen.num_per_cell[0]
         self.coder, self.assigner, self.sampler = coder or DeltaCoder(), assigner or MaxIoUAssigner(.7, .3, min_pos=.3), sampler or RandomSampler(256, .5)
-        (self.reg_loss, boxes), self.nms_thr, self.min_size = box_loss(reg_loss), nms_thr, min_size
+        (self.reg_loss, boxes), self.nms_thr, self.min_size, self.border = box_loss(reg_loss), nms_thr, min_size, border
         if boxes: raise ConfigError(f"the box term of an RPN compares deltas, not boxes: 'l1' or 'smooth_l1', not {reg_loss!r}")
         self.tower = Tower(ni, channels, num_convs)
         self.cls, self.reg = init_convs(nn.Conv2d(self.tower.nf, A, 1)), init_convs(nn.Conv2d(self.tower.nf, A*4, 1))
@@ -69,11 +70,19 @@ def _bench(device, channels=64, bs=1, h=256, w=256):
 bench_case('head', 'RPN', _bench, quick=dict(channels=64), full=[dict(channels=256, h=800, w=1216), dict(channels=256, bs=8)], modes=('forward', 'both'))
 
 # %% ../../nbs/nn/370_rpn.ipynb #0797d27a
+def _match(self, priors, targets):
+    "The object of each anchor; anchors beyond the border are ignored and win no object"
+    if self.border is None: return self.assigner(priors, targets.boxes, targets.valid)
+    end = targets.sizes.flip(1).to(priors)[:,None]+self.border
+    out = (priors[:,:2] < -self.border).any(1) | (priors[:,2:] >= end).any(-1)
+    return self.assigner(torch.where(out[...,None], -1e6, priors), targets.boxes, targets.valid).masked_fill(out, IGNORED)
+
+# %% ../../nbs/nn/370_rpn.ipynb #2a07681b
 @patch
 def loss(self:RPN, raw:dict, targets, generator=None)->dict: # rpn_cls, rpn_box
     "Objectness and box terms of a sample of anchors"
     priors = torch.cat(self.priors(raw))
-    match = self.assigner(priors, targets.boxes, targets.valid)
+    match = _match(self, priors, targets)
     idx, ok = self.sampler(match, generator)
     b = torch.arange(len(match), device=match.device)[:,None].expand_as(idx).flatten(); i, ok = idx.flatten(), ok.flatten().float()
     pick = lambda k,n: torch.cat([map_rows(o, n) for o in raw[k]], 1)[b,i]
