@@ -291,6 +291,31 @@ def test_atss_facts():
     assert a(FOUR[:0], [0], TWO, BOTH).shape == (1, 0)
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("ignore", [None, 0.3])
+def test_atss_slow(seed, ignore):
+    "Object by object and level by level; a coarse level of four priors lacks candidates where a crowd lies"
+    fine, coarse, (_, _, boxes, valid) = rand_boxes(60, (96, 128), seed + 300, 10), rand_boxes(4, (96, 128), seed + 400, 50), scene(seed)
+    p, crowd = torch.cat([fine, coarse]), ~valid & (torch.arange(7) < 5)
+    got = ATSSAssigner(5, ignore).match(p, [60, 4], boxes, valid, crowd)
+    for i in range(3):
+        js, c = valid[i].nonzero()[:, 0].tolist(), (p[:, :2] + p[:, 2:]) / 2
+        regions = boxes[i][crowd[i]]
+        skip = box_iou(p, regions, "iof").amax(1) > ignore if ignore and len(regions) and js else torch.zeros(64, dtype=torch.bool)
+        best, who = [-1.0] * 64, [-2 if o else -1 for o in skip.tolist()]
+        for j in js:
+            g = boxes[i, j]
+            d = (c - (g[:2] + g[2:]) / 2).norm(dim=1).masked_fill(skip, 1e8)
+            near = d[:60].topk(5, largest=False)[1].tolist() + [60 + k for k in d[60:].topk(4, largest=False)[1].tolist()]
+            o = box_iou(g[None], p[near])[0].double()
+            thr = float(o.mean() + ((o - o.mean()) ** 2).sum().div(8).sqrt())
+            for k, v in zip(near, o.tolist()):
+                if v >= thr and min(c[k, 0] - g[0], c[k, 1] - g[1], g[2] - c[k, 0], g[3] - c[k, 1]) > 0.01 and v > best[k]:
+                    best[k], who[k] = v, j
+        assert got.index[i].tolist() == who
+        assert torch.allclose(got.iou[i].double(), torch.tensor(best).double().clamp(min=0), atol=1e-6)
+
+
 def slow_by_cost(cost, iou, cand, topk):
     "One image by the rule of dynamic k: cost and iou (N,M), candidates (N,)"
     n, m = cost.shape

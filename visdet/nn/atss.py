@@ -17,9 +17,10 @@ from .assign import BACKGROUND, IGNORED, Assigned, _Assigner, _bench_boxes, _ben
 # %% ../../nbs/nn/331_atss.ipynb #c3ded571
 def _centres(o): return (o[...,:2]+o[...,2:4])/2
 
-def _nearest(priors, boxes, counts, k):
-    "The k priors of each level nearest to each object: (B,M,K)"
+def _nearest(priors, boxes, counts, k, skip=None):
+    "The k priors of each level nearest to each object: (B,M,K); those of `skip` (B,N) only where there are no others"
     d = (_centres(priors)-_centres(boxes)[:,:,None]).pow(2).sum(-1).sqrt()
+    if skip is not None: d = d.masked_fill(skip[:,None], 1e8)
     start = [sum(counts[:i]) for i in range(len(counts))]
     return torch.cat([o.topk(min(k, o.shape[-1]), -1, largest=False)[1]+s for o,s in zip(d.split(list(counts), -1), start)], -1)
 
@@ -28,8 +29,6 @@ def _within(p, boxes, least=.01):
     return torch.cat([p-boxes[...,:2], boxes[...,2:]-p], -1).amin(-1) > least
 
 # %% ../../nbs/nn/331_atss.ipynb #0179adbe
-_far = -1e8 # Overlap of a candidate in a crowd region
-
 @register('assigner')
 class ATSSAssigner(_Assigner):
     "Anchors near an object whose overlap reaches the mean plus deviation of all near ones (Zhang et al., 2020)"
@@ -50,15 +49,14 @@ class ATSSAssigner(_Assigner):
         (B,M),N = valid.shape, len(priors)
         skip = _crowds(self.ignore, priors, boxes, valid, crowd)
         if M==0 or N==0: return _nothing(valid, N, priors)
-        idx = _nearest(priors, boxes, counts, self.topk)
+        idx = _nearest(priors, boxes, counts, self.topk, skip)
         near = priors[idx]
         iou = box_iou(boxes[:,:,None], near)[:,:,0]
-        if skip is not None: iou = iou.masked_fill(skip[:,None].expand(B, M, N).gather(2, idx), _far)
         thr = iou.mean(-1, keepdim=True)+iou.std(-1, correction=min(1, iou.shape[-1]-1), keepdim=True)
-        ok = (iou >= thr) & (iou > _far) & _within(_centres(near), boxes[:,:,None]) & valid[...,None]
+        ok = (iou >= thr) & _within(_centres(near), boxes[:,:,None]) & valid[...,None]
         best,which = iou.new_full((B, M, N), -1.).scatter_(2, idx, iou.masked_fill(~ok, -1.)).max(1)
-        res = which.masked_fill(best < 0, BACKGROUND)
-        return Assigned(res if skip is None else res.masked_fill(skip, IGNORED), best.clamp(min=0.))
+        none = BACKGROUND if skip is None else torch.where(skip, IGNORED, BACKGROUND)
+        return Assigned(torch.where(best < 0, none, which), best.clamp(min=0.))
 
 # %% ../../nbs/nn/331_atss.ipynb #94122150
 def _bench_atss(device, bs=2, m=10, h=320, w=480):

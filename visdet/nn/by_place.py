@@ -129,7 +129,7 @@ class CenterRegionAssigner(_Assigner):
         best,res = rank[...,None].expand(B, M, N).masked_fill(~inside, -1).max(1)
         res = res.masked_fill(best < 0, BACKGROUND)
         own = res[:,None] == torch.arange(M, device=res.device)[:,None]
-        dark = (part(self.shadow) | inside) & ~own
+        dark = part(self.shadow) & ~own
         if crowd is not None: res = res.masked_fill((_within(c, _shrunk(boxes, self.crowd_scale)[:,:,None], 0.) & crowd[...,None]).any(1), IGNORED)
         same = dark & (labels[...,None] == labels.gather(1, res.clamp(min=0))[:,None]) & (res >= 0)[:,None]
         return CoreAssigned(res, dark & ~same) if self.front else CoreAssigned(res.masked_fill(same.any(1), BACKGROUND), dark)
