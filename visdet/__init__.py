@@ -9,6 +9,7 @@ _lazy = {
     "create_model": "visdet.models.zoo",
     "list_models": "visdet.models.zoo",
     "load": "visdet.deploy.predict",
+    "load_mmdet": "visdet.config.mmdet_load",
 }
 __all__ = ["__version__", *_lazy]
 
