@@ -178,7 +178,8 @@ function drawCompare() {
 _START = r'''
 function fillRuns() {
   const rs = runsShown().reverse(), names = rs.map(([i, r]) => [i, runName(r)]), newest = rs[0] && rs[0][1], prev = rs.slice(1).find(([, r]) => r.machine === newest.machine && r.suite === newest.suite) || rs[1];
-  options("p-run", names); options("c-a", rs.length > 1 ? names : [], prev && $("c-a").value === "" ? prev[0] : undefined); options("c-b", rs.length > 1 ? names : []);
+  const exact = rs.find(([i]) => of(i).some(r => r.accuracy !== null && r.accuracy !== undefined));
+  options("p-run", names, exact && $("p-run").value === "" ? exact[0] : undefined); options("c-a", rs.length > 1 ? names : [], prev && $("c-a").value === "" ? prev[0] : undefined); options("c-b", rs.length > 1 ? names : []);
 }
 function drawAll() { drawScatter(); options("h-case", historyCases()); options("h-machine", historyMachines()); drawHistory(); drawCompare(); }
 function start() {
