@@ -570,6 +570,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'visdet.cli.parser._config': ('cli/parser.html#_config', 'visdet/cli/parser.py'),
                                    'visdet.cli.parser._config_ask': ('cli/parser.html#_config_ask', 'visdet/cli/parser.py'),
                                    'visdet.cli.parser._config_make': ('cli/parser.html#_config_make', 'visdet/cli/parser.py'),
+                                   'visdet.cli.parser._convert': ('cli/parser.html#_convert', 'visdet/cli/parser.py'),
                                    'visdet.cli.parser._data': ('cli/parser.html#_data', 'visdet/cli/parser.py'),
                                    'visdet.cli.parser._data_cmd': ('cli/parser.html#_data_cmd', 'visdet/cli/parser.py'),
                                    'visdet.cli.parser._demo': ('cli/parser.html#_demo', 'visdet/cli/parser.py'),

@@ -328,6 +328,18 @@ def _commands(parser, dest):
         p.set_defaults(parser=p); return p
     return add
 
+def _convert(add):
+    p = add('convert', "make a checkpoint of another library a visdet model", '''
+        Builds the model that the configuration describes, puts every tensor of the checkpoint in its place, and
+        writes one file that `visdet predict` and `visdet.load` read. What does not come over whole is an error.''', 'visdet convert mmdet retinanet_r50_fpn_1x_coco.py retinanet.pth --out retinanet.safetensors --certificate cert.json')
+    c = _commands(p, 'action')('mmdet', 'a checkpoint of MMDetection', 'Configuration and checkpoint of MMDetection 2.x or 3.x. The exit code is 1 if something is predicted differently.',
+        'visdet convert mmdet faster-rcnn_r50_fpn_1x_coco.py faster.pth --out faster.safetensors\nvisdet convert mmdet config.py model.pth --certificate cert.html --golden recorded.npz')
+    c.add_argument('config', metavar='CONFIG', help='the configuration: .py, .json or .yaml'); c.add_argument('checkpoint', metavar='CHECKPOINT', help='the .pth file')
+    c.add_argument('--out', default='model.safetensors', metavar='FILE', help='file to write (default model.safetensors)')
+    c.add_argument('--certificate', metavar='FILE', help='write what came over, and how well it agrees: .json or .html'); c.add_argument('--golden', metavar='FILE', help='.npz of outputs recorded from the original, to compare with')
+    c.add_argument('--classes', metavar='A,B,C', help="names of the classes; the checkpoint's or the data set's if left out"); c.add_argument('--size', type=whole(16), metavar='N', help='shorter side of an image in pixels, if the configuration does not say')
+    c.add_argument('--loose', action='store_true', help='write what fits even if something is predicted differently; the report says what'); c.add_argument('--allow-exec', action='store_true', help='run the configuration as Python; only for files you trust')
+
 def build_parser()->Parser:
     "The grammar of the command `visdet`"
     from visdet import __version__
@@ -335,7 +347,7 @@ def build_parser()->Parser:
                epilog="start here:\n  visdet demo               the whole job on a drawn data set\n  visdet COMMAND --help     what a command does, with examples\n\n"
                       "A mistake in what you typed or in your files ends with one line and exit code 2.\nWith --debug, any command shows where the error came from.")
     p.add_argument('--version', action='version', version=f'visdet {__version__}'); add = _commands(p, 'command')
-    for f in (_demo, _train, _validate, _predict, _preflight, _models, _data_cmd, _bench, _kernels, _config): f(add)
+    for f in (_demo, _train, _validate, _predict, _preflight, _models, _data_cmd, _bench, _kernels, _config, _convert): f(add)
     return p
 
 # %% ../../nbs/cli/900_parser.ipynb #12f5ee20
@@ -352,10 +364,11 @@ def parse_command(
     argv:list, # Words after `visdet`
 )->argparse.Namespace: # The options, `command`, and `parser`, the command's own
     "Read a command line; raises `ConfigError` with a suggestion for what it does not understand"
-    p, argv = build_parser(), list(argv); cmds = 'demo train validate predict preflight models data bench kernels config'.split()
+    p, argv = build_parser(), list(argv); cmds = 'demo train validate predict preflight models data bench kernels config convert'.split()
     _first(argv, cmds, 'command')
     if argv[:1] == ['bench']: _first(argv[1:], BENCH, 'bench command')
     if argv[:1] == ['config']: _first(argv[1:], CONFIG, 'config command')
+    if argv[:1] == ['convert']: _first(argv[1:], ('mmdet',), 'kind of checkpoint')
     if argv[:1] == ['data'] and len(argv) > 1 and argv[1] not in ('show', 'convert', '-h', '--help'): argv.insert(1, 'show')
     if argv[:1] == ['kernels']: _first(argv[1:], ('show', 'build'), 'kernels command')
     if argv[:1] == ['kernels'] and (len(argv) < 2 or argv[1].startswith('--') and argv[1] != '--help'): argv.insert(1, 'show')
