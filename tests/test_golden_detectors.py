@@ -6,6 +6,7 @@ import torch
 
 from golden import DetectorCase, detectors
 from visdet.data.targets import make_targets
+from visdet.models.certificate import certificate
 from visdet.models.mmdet import load_mmdet, to_mmdet
 
 NAMES = "retinanet", "fcos", "faster-rcnn", "mask-rcnn", "mask-rcnn_swin-t"
@@ -136,3 +137,21 @@ def test_losses(case):
     assert set(mine) == set(want)
     for k in want:
         assert mine[k] == pytest.approx(want[k], rel=TOL, abs=1e-6), (case, k)
+
+
+@pytest.mark.parametrize("case", detectors(*NAMES))
+def test_certificate(case):
+    c = certificate(loaded(case.id)[0], golden=case._file.with_suffix(".npz"))
+    assert c.ok and len(c["outputs"]) >= 9 and c["worst"] <= TOL
+
+
+@pytest.mark.parametrize("case", detectors("retinanet"))
+def test_broken_weights_are_seen(case):
+    state = case.state()
+    state["backbone.layer2.0.conv1.weight"] = state["backbone.layer2.0.conv1.weight"].flip(0)
+    assert not certificate(load_mmdet(case.config, state), golden=case._file.with_suffix(".npz")).ok
+    fcos = DetectorCase("fcos")
+    wrong = {**fcos.config, "data_preprocessor": {**fcos.config["data_preprocessor"], "bgr_to_rgb": True}}
+    assert not certificate(load_mmdet(wrong, fcos.state()), golden=fcos._file.with_suffix(".npz")).ok
+    style = {**fcos.config, "backbone": {**fcos.config["backbone"], "style": "pytorch"}}
+    assert not certificate(load_mmdet(style, fcos.state()), golden=fcos._file.with_suffix(".npz")).ok
