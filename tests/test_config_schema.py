@@ -101,6 +101,8 @@ ARGS = dict(
     fcos=dict(SMALL, num_convs=1, radius=None, norm="frozen"),
     faster_rcnn=dict(SMALL, hidden=32, pre=(200, 100), post=(100, 50), ratios=(1.0,), scale=8),
     mask_rcnn=dict(SMALL, hidden=32, mask_convs=1, mask_channels=16, min_size=(0.0, 1.5)),
+    cascade_rcnn=dict(SMALL, hidden=32, border=None, thrs=[0.5, 0.6, 0.7], post=(100, 50)),
+    cascade_mask_rcnn=dict(SMALL, hidden=32, mask_convs=1, mask_channels=16, stage_weights=[1.0, 0.5, 0.5]),
     yolox=dict(SMALL, size="nano", num_convs=1, max_num=20, score_thr=0.0),
 )
 

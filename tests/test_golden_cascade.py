@@ -1,6 +1,5 @@
 "Cascade R-CNN with MMDetection's weights against what MMDetection computed"
 import functools
-import re
 
 import numpy as np
 import pytest
@@ -9,19 +8,13 @@ import torch
 from golden import ROOT, DetectorCase
 from visdet.cv.sample_masks import sample_masks
 from visdet.data.targets import make_targets
-from visdet.nn.mask_head import cut_masks
 from visdet.models.cascade import cascade_mask_rcnn, cascade_rcnn
+from visdet.models.mmdet_keys import take_keys, to_mmdet
+from visdet.nn.mask_head import cut_masks
 
 TOL = 1e-4
 pytestmark = pytest.mark.skipif(not ROOT.is_dir(), reason="the recorded figures are not here: set VISDET_GOLDEN")
 NAMES = pytest.mark.parametrize("name", ["cascade-rcnn", "cascade-mask-rcnn"])
-RULES = [
-    (r"backbone\.(.+)", r"body.net.\1"), (r"neck\.lateral_convs\.(.+)", r"neck.lateral.\1"), (r"neck\.fpn_convs\.(.+)", r"neck.smooth.\1"),
-    (r"rpn_head\.rpn_conv\.(.+)", r"rpn.tower.0.conv.\1"), (r"rpn_head\.rpn_(cls|reg)\.(.+)", r"rpn.\1.\2"),
-    (r"roi_head\.bbox_head\.(\d)\.shared_fcs\.0\.(.+)", r"head.stages.\1.fc1.\2"), (r"roi_head\.bbox_head\.(\d)\.shared_fcs\.1\.(.+)", r"head.stages.\1.fc2.\2"),
-    (r"roi_head\.bbox_head\.(\d)\.fc_(cls|reg)\.(.+)", r"head.stages.\1.\2.\3"), (r"roi_head\.mask_head\.(\d)\.convs\.(.+)", r"mask.\1.tower.\2"),
-    (r"roi_head\.mask_head\.(\d)\.upsample\.(.+)", r"mask.\1.up.\2"), (r"roi_head\.mask_head\.(\d)\.conv_logits\.(.+)", r"mask.\1.out.\2"),
-]
 
 
 @functools.cache
@@ -30,13 +23,12 @@ def loaded(name):
     torch.set_num_threads(1)
     case = DetectorCase(name)
     model = (cascade_mask_rcnn if "mask" in name else cascade_rcnn)(80, roi_num=1048576, rpn_num=1048576, frozen_stages=1).eval()
-    mine, got = model.state_dict(), {}
-    for k, v in case.state().items():
-        new = next((re.sub(a, b, k) for a, b in RULES if re.fullmatch(a, k)), None)
-        assert new in mine, (k, new)
-        got[new] = v.reshape(mine[new].shape)
-    assert set(mine) == set(got)
+    state = case.state()
+    got, used, *problems = take_keys(model, state)
+    assert problems == [[], [], []]
     model.load_state_dict(got)
+    back = to_mmdet(model)
+    assert all(torch.equal(back[k], v) for k, v in state.items())
     pre = case.doc["data_preprocessor"]
     x = ((case.image().float() - torch.tensor(pre["mean"])[:, None, None]) / torch.tensor(pre["std"])[:, None, None])[None]
     with torch.no_grad():

@@ -22,6 +22,8 @@ TINY = dict(
     fcos=dict(num_convs=1),
     faster_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10),
     mask_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10, mask_channels=16, mask_convs=1),
+    cascade_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10),
+    cascade_mask_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10, mask_channels=16, mask_convs=1),
 )
 
 
@@ -50,7 +52,7 @@ def test_verbs(learn):
     learn.fit_one_cycle(1, slice(1e-4, 1e-3), cbs=[CSVLogger(), SaveModelCallback("valid_loss"), EarlyStoppingCallback("valid_loss"), GradientClip(1.0), GradientAccumulation(6)])
     assert "AP50" in (learn.path / "history.csv").read_text()
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    assert learn.lr_find(num_it=6, show_plot=False).valley > 0
+    assert learn.lr_find(end_lr=0.1, num_it=6, show_plot=False).valley > 0
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
     learn.fine_tune(1, 1e-3)
     learn.to_bf16().fit(1)

@@ -26,6 +26,8 @@ TINY = dict(
     fcos=dict(num_convs=1),
     faster_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), max_num=10),
     mask_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), max_num=10, mask_channels=16, mask_convs=1),
+    cascade_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), max_num=10),
+    cascade_mask_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), max_num=10, mask_channels=16, mask_convs=1),
 )
 
 

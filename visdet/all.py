@@ -25,6 +25,7 @@ from visdet.cv.roi import roi_align, roi_levels, RoIPooler
 from visdet.cv.roi_pool import roi_pool
 from visdet.cv.masks import rle_encode, rle_decode, rle_area, rle_iou, rle_merge, rle_to_box, polygons_to_rle, mask_to_polygons, masks_to_boxes
 from visdet.cv.paste import paste_masks, paste_rles
+from visdet.cv.sample_masks import sample_masks
 from visdet.cv.components import connected_components
 from visdet.cv.deform_attn import ms_deform_attn
 from visdet.cv.deform_conv import deform_conv
@@ -60,12 +61,17 @@ from visdet.nn.class_losses import CrossEntropyLoss, FocalLoss, QualityFocalLoss
 from visdet.nn.balance import GHMC, GHMR, SeesawLoss
 from visdet.nn.box_losses import L1Loss, MSELoss, SmoothL1Loss, BalancedL1Loss, BoundedIoULoss
 from visdet.nn.overlap_losses import IoULoss, GIoULoss, DIoULoss, CIoULoss, EIoULoss, SIoULoss
+from visdet.nn.sample import RandomSampler
+from visdet.nn.sample_kinds import OHEMSampler, IoUBalancedNegSampler, InstanceBalancedPosSampler, CombinedSampler, PseudoSampler
+from visdet.nn.score_hlr import ScoreHLRSampler
+from visdet.nn.roi_extract import SingleRoIExtractor, GenericRoIExtractor
 from visdet.nn.dice import DiceLoss
 from visdet.models.zoo import Detector, list_models, create_model
 from visdet.models.retinanet import retinanet
 from visdet.models.fcos import fcos
 from visdet.models.faster_rcnn import faster_rcnn
 from visdet.models.mask_rcnn import mask_rcnn
+from visdet.models.cascade import cascade_rcnn, cascade_mask_rcnn
 from visdet.models.yolox import yolox, load_yolox, yolox_norm
 from visdet.models.torchvision import load_torchvision, from_torchvision
 from visdet.eval.evaluate import evaluate, Evaluation, CocoEvaluator

@@ -20,9 +20,12 @@ _two = [(r'rpn\.tower\.(\d+)\.conv\.(.+)', r'rpn_head.rpn_conv.{convs \1}\2'), (
         (r'head\.fc1\.(.+)', r'roi_head.bbox_head.shared_fcs.0.\1'), (r'head\.fc2\.(.+)', r'roi_head.bbox_head.shared_fcs.1.\1'), (r'head\.(cls|reg)\.(.+)', r'roi_head.bbox_head.fc_\1.\2')]
 _mask = [(r'mask\.tower\.(\d+)\.(.+)', r'roi_head.mask_head.convs.\1.\2'), (r'mask\.up\.(.+)', r'roi_head.mask_head.upsample.\1'), (r'mask\.out\.(.+)', r'roi_head.mask_head.conv_logits.\1')]
 
+_rows = [(r'head\.stages\.(\d+)\.fc1\.(.+)', r'roi_head.bbox_head.\1.shared_fcs.0.\2'), (r'head\.stages\.(\d+)\.fc2\.(.+)', r'roi_head.bbox_head.\1.shared_fcs.1.\2'), (r'head\.stages\.(\d+)\.(cls|reg)\.(.+)', r'roi_head.bbox_head.\1.fc_\2.\3')]
+_row_masks = [(r'mask\.(\d+)\.tower\.(\d+)\.(.+)', r'roi_head.mask_head.\1.convs.\2.\3'), (r'mask\.(\d+)\.up\.(.+)', r'roi_head.mask_head.\1.upsample.\2'), (r'mask\.(\d+)\.out\.(.+)', r'roi_head.mask_head.\1.conv_logits.\2')]
+
 KEY_RULES = dict(retinanet=_neck+_towers+[(r'head\.(cls|reg)\.(.+)', r'bbox_head.retina_\1.\2')],
     fcos=_neck+_towers+[(r'head\.(cls|reg)\.(.+)', r'bbox_head.conv_\1.\2'), (r'head\.ctr\.(.+)', r'bbox_head.conv_centerness.\1'), (r'head\.scale\.weight', r'bbox_head.scales.{row}.scale')],
-    faster_rcnn=_neck+_two, mask_rcnn=_neck+_two+_mask)
+    faster_rcnn=_neck+_two, mask_rcnn=_neck+_two+_mask, cascade_rcnn=_neck+_two[:2]+_rows, cascade_mask_rcnn=_neck+_two[:2]+_rows+_row_masks)
 
 # %% ../../nbs/models/464_mmdet_keys.ipynb #69d24ac9
 _resnet = [(r'conv1\.(\d+)\.(.+)', r'stem.\1.\2'), (r'(conv1|bn1|layer\d)\.(.+)', r'\1.\2')]
@@ -84,7 +87,7 @@ _stem = re.compile(r'body\.net\.(conv1|conv1\.0|stem\.conv|net\.patch_embed\.pro
 
 def _how(name):
     "What happens to the tensor"
-    if name == 'head.fc1.weight': return 'reshape'
+    if re.fullmatch(r'head\.(stages\.\d+\.)?fc1\.weight', name): return 'reshape'
     return 'merge' if re.search(r'layers_\d\.downsample\.', name) else 'same'
 
 def _spare(name, body):
