@@ -204,7 +204,7 @@ def test_suites_of_the_repository_load_and_plan():
     for name in found:
         s = load_suite(name)
         assert s.name == name and s.doc and plan(s)
-    assert len(plan(load_suite("quick"))) == len(cases(tier="quick")) and len(plan(load_suite("full"))) == len(cases(tier="full"))
+    assert len(plan(load_suite("quick"))) == len([c for c in cases(tier="quick") if not c[0].missing]) and len(plan(load_suite("full"))) == len([c for c in cases(tier="full") if not c[0].missing])
     assert load_suite("quick").budget_s <= 170 and load_suite("full").budget_s <= 3500
     for o in (ROOT / "benchmarks/suites").glob("*.toml"):
         assert o.stem in found
