@@ -201,13 +201,13 @@ def test_models_are_what_mmdetection_says(tmp_path, name):
     assert (model.head.score_thr, model.head.nms_thr, model.head.max_num) == (t['score_thr'], t['nms']['iou_threshold'], t['max_per_img'])
     if two:
         c, p, r = d['train_cfg'], d['train_cfg']['rpn'], d['train_cfg']['rcnn']
-        assert (model.rpn.assigner.pos, model.rpn.assigner.neg, model.rpn.assigner.min_pos, model.rpn.sampler.num, model.rpn.sampler.pos, model.rpn.nms_thr) == (.65, .25, .2, 128, .4, .75)
-        assert (model.assigner.pos, model.assigner.neg, model.assigner.low, model.sampler.num, model.sampler.pos, model.pre, model.post) == (.6, .6, None, 96, .3, (600, 300), (400, 200))
+        assert (model.rpn.assigner.pos, model.rpn.assigner.neg[1], model.rpn.assigner.min_pos, model.rpn.sampler.num, model.rpn.sampler.pos, model.rpn.nms_thr) == (.65, .25, .2, 128, .4, .75)
+        assert (model.assigner.pos, model.assigner.neg[1], model.assigner.low, model.sampler.num, model.sampler.pos, model.pre, model.post) == (.6, .6, None, 96, .3, (600, 300), (400, 200))
         assert model.head.fc1.out_channels == 64 and model.head.cls.out_features == 6 and model.head.coder.stds == (.1, .1, .2, .2) and model.head.pool.sampling_ratio == 0
         if name == 'mask_rcnn': assert (len(list(model.mask.tower)), model.mask.up.out_channels, model.mask.out.out_channels, model.mask.size) == (2, 24, 5, 14)
     else:
         assert model.head.pre == t['nms_pre'] and model.head.cls.out_channels == 5*(4 if name == 'retinanet' else 1)
-        if name == 'retinanet': assert (model.head.assigner.pos, model.head.assigner.neg, model.head.reg_weight, model.head.decoded) == (.55, .35, 2., True)
+        if name == 'retinanet': assert (model.head.assigner.pos, model.head.assigner.neg[1], model.head.reg_weight, model.head.decoded) == (.55, .35, 2., True)
         else: assert (model.head.assigner.radius, model.head.act, model.neck.relu) == (2., 'relu', True)
     with torch.no_grad(): assert model.eval()(torch.zeros(1, 3, 64, 64)) is not None
 
