@@ -297,3 +297,32 @@ def test_own_presets_and_components():
 
     SimpleRunner.register_scheduler("quick", quick)
     assert SimpleRunner("retinanet_tiny", "toy_tiny", scheduler="quick", epochs=2).cfg.scheduler.epochs == 2
+
+
+def test_only_a_named_package_is_imported(tmp_path, monkeypatch):
+    "A component of a user's package exists for `visdet train` once the package is named, and not before"
+    from visdet.cli.parser import parse_command
+    from visdet.cli.train import runner_of
+
+    (tmp_path / "my_detectors.py").write_text(
+        "from visdet.core.registry import entry\nfrom visdet.models.retinanet import retinanet\n\n\n@entry()\ndef my_detector(num_classes=None, vocab: list = None, depth: int = 1):\n"
+        '    "Mine"\n    return retinanet(num_classes, vocab, body="test_resnet", channels=16, num_convs=depth, levels=3)\n'
+    )
+    (tmp_path / "run.yaml").write_text("model: {type: my_detector, depth: 2}\ndataset: toy_tiny\nbatch_size: 4\ndevice: cpu\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def runner(*words):
+        a = parse_command(["train", str(tmp_path / "run.yaml"), *words])
+        a.argv = []
+        return runner_of(a)
+
+    with pytest.raises(ConfigError, match="unknown model 'my_detector'"):
+        runner()
+    assert "my_detectors" not in sys.modules
+    try:
+        assert runner("--allow-import", "my_detectors").cfg.model.depth == 2
+    finally:
+        from visdet.core import registry
+
+        registry._table["model"].pop("my_detector", None)
+        sys.modules.pop("my_detectors", None)

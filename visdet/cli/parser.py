@@ -85,6 +85,7 @@ def _format(g):
 def _data(p):
     "A configuration, or options that name a training and a validation set"
     p.add_argument('words', nargs='*', metavar='CONFIG', help='a configuration file, then changes such as model.num_convs=2; options change it too')
+    p.add_argument('--allow-import', action='append', default=[], metavar='PACKAGE', help='import this package first, so that it may register components; repeatable')
     g = p.add_argument_group('data')
     g.add_argument('--train', metavar='PATH', help='COCO: the JSON file. VOC: the folder of Annotations/. YOLO: data.yaml or the folder. Table: a CSV or Parquet file')
     _format(g); p.set_defaults(on_missing=None)

@@ -66,7 +66,7 @@ def runner_of(
 ): # `SimpleRunner`
     "The runner that a command line describes"
     from visdet.runner.simple import SimpleRunner
-    kw = dict(where='command', command=['visdet', *a.argv])
+    kw = dict(where='command', command=['visdet', *a.argv], allow_import=a.allow_import)
     if a.config is not None: return SimpleRunner.from_config(a.config, [*changes_of(a), *a.changes], **kw)
     first, model = changes_of(a), [o for o in changes_of(a) if o[0] == 'model']
     return SimpleRunner.from_config({}, [*model, *_defaults(a), *(o for o in first if o[0] != 'model'), *a.changes], **kw)
