@@ -212,7 +212,7 @@ class _Shares:
     def __init__(self, suite, n, t0): self.suite,self.n,self.end = suite,n,t0+suite.budget_s
     def next(self, modes): # (seconds for timing, seconds for the rest) of each of some modes; None if nothing is left
         left = self.end-time.monotonic(); share = left/max(self.n, 1); self.n -= modes
-        return (min(self.suite.budget, max(.02, .22*share)), max(.4, 1.5*share)) if left > 0 else None
+        return (min(self.suite.budget, max(.02, .22*share)), max(.5, 2*share)) if left > 0 else None
 
 def _resolve(device):
     "A device that exists"
