@@ -394,8 +394,8 @@ def tolerance(r, dtype, out=True):
 
 
 def test_every_operator_has_a_row():
-    "An operator is what the registry lists, and what has backends"
-    want = set(names("op")) | set(_ops)
+    "An operator is what the registry lists of visdet.cv, and what has backends; compositions of operators in other rooms have tests of their own"
+    want = {n for n in names("op") if inspect.unwrap(lookup("op", n)).__module__.startswith("visdet.cv.")} | set(_ops)
     assert set(ROWS) == want, f"without a row: {sorted(want - set(ROWS))}; rows of nothing: {sorted(set(ROWS) - want)}"
     for n, r in ROWS.items():
         assert set(r.undefined) | set(r.refused) <= set(EDGES) and all(r.undefined.values()), n

@@ -156,7 +156,7 @@ def test_completions(shipped):
     assert set(c.complete(f, RUN + "model:\n  type: retinanet\n  |\nepochs: 3\n")) - adds == rows
     assert set(c.complete(f, RUN + "model:\n  type: retinanet\n  num_convs: 2\n  |\n")) - adds == rows - {"num_convs"}
     assert "radius" not in rows and "radius" in c.complete(f, MODEL + "type: fcos\n|\n")
-    assert set(c.complete(f, RUN + "model:\n  type: retinanet\n  reg_loss: |\n")) == {"l1", "smooth_l1", "iou", "giou", "diou", "ciou"}
+    assert set(c.complete(f, RUN + "model:\n  type: retinanet\n  reg_loss: |\n")) == {"l1", "smooth_l1", "iou", "giou", "diou", "ciou", "log_iou"}
     assert set(c.complete(f, RUN + "model:\n  type: |\n")) == set(saved_catalogue()["model"])
     assert {"retinanet", "retinanet_r50"} <= set(c.complete(f, RUN + "model: |\n"))
     assert {"model", "dataset", "optimizer", "scheduler", "epochs", "seed", "work_dir"} <= set(c.complete(f, RUN + "|\n"))
