@@ -1,11 +1,38 @@
-"The behaviours that MMDetection and MMCV state for suppression: figures and shapes from the recorded facts"
+"""The behaviours that MMDetection and MMCV state for suppression: figures and shapes from the recorded facts
+
+Refusals are a `VisdetError` where they are an assertion there. `BEHAVIOURS` names the test of each of them,
+`WITHOUT` what has no counterpart.
+"""
+import numpy as np
 import pytest
 import torch
 
 from visdet.core.basics import VisdetError
 from visdet.cv.fusion import nms_match
 from visdet.cv.nms import batched_nms, nms
+from visdet.cv.roi import roi_align
 from visdet.cv.soft import matrix_nms, soft_nms
+
+BEHAVIOURS = {
+    "matrix NMS: lengths of masks, labels and scores must agree": "TestMatrixNmsOfMasks::test_lengths",
+    "matrix NMS: an unknown kernel is refused": "TestMatrixNmsOfMasks::test_unknown_kernel",
+    "matrix NMS: no masks give empty results": "TestMatrixNmsOfMasks::test_none",
+    "matrix NMS: a thousand masks, nms_pre, max_num": "TestMatrixNmsOfMasks::test_counts",
+    "matrix NMS: equal masks leave one": "TestMatrixNmsOfMasks::test_equal_masks",
+    "NMS keeps [1, 0, 3]": "test_nms",
+    "boxes and scores of unequal length are refused": "test_scores_of_another_length",
+    "soft NMS, linear and gaussian, with its scores": "test_soft_nms",
+    "NMS match: groups, first of each is what NMS keeps, wrong shape": "test_nms_match",
+    "batched NMS: split and whole agree, ids can be ignored": "test_batched_nms_forms",
+    "arrays of numpy": "test_from_numpy",
+    "RoIAlign of 2 x 2 and 4 x 4 maps": "test_roi_align",
+}
+WITHOUT = {
+    "matrix NMS: mask_area of another length is refused": "areas are counted from the masks, there is no such argument",
+    "matrix NMS: four results": "indices and new scores; masks and labels are taken by index",
+    "soft NMS 'naive' is hard NMS": "hard NMS is `nms`; `soft_nms` refuses the word, see test_soft_nms_naive",
+    "batched NMS with nms_cfg=None sorts by score": "that is `scores.argsort(descending=True)`",
+}
 
 BOXES = torch.tensor([[6.0, 3, 8, 7], [3, 6, 9, 11], [3, 7, 10, 12], [1, 4, 13, 7]])
 SCORES = torch.tensor([0.6, 0.9, 0.7, 0.2])
@@ -28,6 +55,25 @@ def test_soft_nms(how, scores):
     keep, new = soft_nms(BOXES, SCORES, None, how, 0.3, sigma=0.5, min_score=0.01)
     assert keep.tolist() == [1, 0, 2, 3]
     torch.testing.assert_close(new, torch.tensor(scores), atol=1e-5, rtol=0)
+
+
+def test_soft_nms_naive():
+    with pytest.raises(VisdetError, match="gaussian"):
+        soft_nms(BOXES, SCORES, None, "naive", 0.3)
+
+
+def test_from_numpy():
+    "Arrays become tensors without a copy; the answer is an array again"
+    boxes, scores = BOXES.numpy(), SCORES.numpy()
+    keep = nms(torch.from_numpy(boxes), torch.from_numpy(scores), 0.3).numpy()
+    assert isinstance(keep, np.ndarray) and boxes[keep].tolist() == BOXES[[1, 0, 3]].tolist()
+
+
+@pytest.mark.parametrize("side,cells,want", [(1, [[1, 2], [3, 4]], [[1, 1.25], [1.5, 1.75]]), (3, [[1, 2, 5, 6], [3, 4, 7, 8], [9, 10, 13, 14], [11, 12, 15, 16]], [[1.9375, 4.75], [7.5625, 10.375]])])
+def test_roi_align(side, cells, want):
+    "The region from (0, 0) to (side, side) in four cells of four samples"
+    res = roi_align(torch.tensor([[cells]], dtype=torch.float32), torch.tensor([[0.0, 0, 0, side, side]]), 2, 1.0, 2, True)
+    assert res[0, 0].tolist() == want
 
 
 def test_nms_match():

@@ -31,6 +31,7 @@ def _cells(size, stride, offset, device):
 # %% ../../nbs/cv/130_priors.ipynb #dfafd3f9
 class _Grid:
     "Priors of all levels, kept by feature sizes and device"
+    with_stride = False
     def __init__(self, strides, offset, cells=None, keep=8):
         if not len(strides): raise ConfigError('priors need the stride of at least one level')
         self.strides,self.offset,self.cells,self._keep,self._store = list(strides),offset,cells,keep,{}
@@ -82,7 +83,8 @@ def sparse(self:_Grid,
     n,stride = self.num_per_cell[level], index.new_tensor(_pair(self.strides[level]), dtype=torch.float32)
     cell = index.div(n, rounding_mode='floor')
     p = (torch.stack([cell % size[1], cell.div(size[1], rounding_mode='floor')], -1)+self.offset)*stride
-    return p if self.cells is None else torch.cat([p, p], -1)+self.cells[level].to(index.device)[index % n]
+    if self.cells is None: return torch.cat([p, stride.expand_as(p)], -1) if self.with_stride else p
+    return torch.cat([p, p], -1)+self.cells[level].to(index.device)[index % n]
 
 # %% ../../nbs/cv/130_priors.ipynb #fa79ea37
 @register('prior')

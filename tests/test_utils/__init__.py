@@ -1,0 +1,1 @@
+"The behaviours of MMDetection's tests of utilities, in visdet's words"
