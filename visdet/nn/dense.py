@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['StrideRule', 'Levels', 'level_sizes', 'shape_rows', 'image_shape', 'rows_map', 'positives', 'matched', 'match_labels',
-           'image_weights', 'logit', 'candidates', 'finite', 'finish']
+           'LevelScale', 'centreness', 'image_weights', 'logit', 'candidates', 'finite', 'finish']
 
 # %% ../../nbs/nn/360_dense.ipynb #e24574e2
 import copy, math, torch
@@ -103,15 +103,30 @@ def match_labels(
     return torch.where(match >= 0, labels.gather(1, match.clamp(min=0)), -1)
 
 # %% ../../nbs/nn/360_dense.ipynb #f6b4a143
+class LevelScale(nn.Module):
+    "A learned factor for each level"
+    def __init__(self, n:int): super().__init__(); self.weight = nn.Parameter(torch.ones(n))
+    def forward(self, x, i:int): return x*self.weight[i]
+
+def centreness(
+    ltrb:torch.Tensor, # (...,4) distances, not negative
+)->torch.Tensor: # (...,) 0 at the edge, 1 in the middle
+    "How central a point is between the four sides"
+    l,t,r,b = ltrb.unbind(-1)
+    q = torch.minimum(l, r)*torch.minimum(t, b)/(torch.maximum(l, r)*torch.maximum(t, b)).clamp(min=1e-9)
+    return q.clamp(min=0).sqrt()
+
+# %% ../../nbs/nn/360_dense.ipynb #9e06916c
 def image_weights(
     match:torch.Tensor, # (B,N)
-    by:str='batch', # 'batch' | 'image'
+    by:str='batch', # 'batch' | 'image' | 'floor'
 )->torch.Tensor: # (B,) factor for the sums over each image
     "One over the number of positives, at least one"
     n = (match >= 0).sum(1)
     if by == 'batch': return (1/n.sum().clamp(min=1).float()).expand(len(n))
     if by == 'image': return 1/(n.clamp(min=1)*len(n)).float()
-    raise ConfigError(unknown('average', by, ['batch', 'image']))
+    if by == 'floor': return (1/n.clamp(min=1).sum().clamp(min=1).float()).expand(len(n))
+    raise ConfigError(unknown('average', by, ['batch', 'image', 'floor']))
 
 # %% ../../nbs/nn/360_dense.ipynb #7c4d9b61
 def logit(p:float)->float: # The number whose sigmoid is `p`; infinite at 0 and 1
