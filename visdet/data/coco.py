@@ -158,10 +158,12 @@ def read_coco(
         _crowd(anns, notes), store, img_dir, unknown, bad, notes, fmt='xywh'), on_unknown, on_missing, verbose)
 
 def _crowd(anns, notes):
-    "(T,) bool from `iscrowd`"
-    v = [a.get('iscrowd',0) for a in anns]
+    "(T,) bool from `iscrowd`, or from `ignore`"
+    v,w = ([a.get(k,0) for a in anns] for k in ('iscrowd','ignore'))
     if n := sum(o not in (0,1,None) if isinstance(o,(int,float,type(None))) else True for o in v): notes.append(f'{n:,} annotations have an `iscrowd` that is neither 0 nor 1; read as 0')
-    return np.fromiter((isinstance(o,(int,float)) and o==1 for o in v), bool, len(v))
+    crowd,skip = (np.fromiter((isinstance(o,(int,float)) and o==1 for o in x), bool, len(x)) for x in (v,w))
+    if n := (skip&~crowd).sum(): notes.append(f'{n:,} annotations are marked `ignore`; they are read as crowd regions: neither learned nor counted')
+    return crowd|skip
 
 # %% ../../nbs/data/220_coco.ipynb #9cacd278
 def write_coco(
