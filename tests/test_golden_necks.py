@@ -19,20 +19,33 @@ def renamed(state, n):
     return out
 
 
+def norm_of(a):
+    "The norm that MMDetection's `norm_cfg` asks for"
+    cfg = dict(a.get("norm_cfg") or {})
+    kind = cfg.pop("type", None)
+    cfg.pop("requires_grad", None)
+    if kind == "GN":
+        return lambda c: torch.nn.GroupNorm(num_channels=c, **cfg)
+    return None if kind is None else lambda c: torch.nn.BatchNorm2d(c, **cfg)
+
+
 @pytest.mark.parametrize("case", cases("necks", "FPN", "PAFPN"))
 def test_pyramid(case):
     a = dict(case.args)
     start, extra = a.get("start_level", 0), a.get("add_extra_convs") or "pool"
-    if extra == "on_lateral" or "upsample_cfg" in a:
-        pytest.skip("extra levels from laterals and bilinear enlargement are not offered")
-    norm = "gn" if a.get("norm_cfg", {}).get("type") == "GN" else None
-    if norm:
-        norm = lambda c: torch.nn.GroupNorm(a["norm_cfg"]["num_groups"], c)  # noqa: E731
-    cs = a["in_channels"][start:]
-    neck = {"FPN": FPN, "PAFPN": PAFPN}[case.component](cs, [4 * 2 ** (start + i) for i in range(len(cs))], a["out_channels"], a["num_outs"], extra, a.get("relu_before_extra_convs", False), norm)
+    norm = norm_of(a)
+    end = a.get("end_level", -1)
+    end = len(a["in_channels"]) if end in (-1, len(a["in_channels"]) - 1) else end + 1
+    cs = a["in_channels"][start:end]
+    more = {"act": {"ReLU": "relu", "SiLU": "silu", "Swish": "silu", "LeakyReLU": "lrelu"}[a["act_cfg"]["type"]]} if a.get("act_cfg") else {}
+    mode = a.get("upsample_cfg", {}).get("mode", "nearest")
+    extra = {True: "on_input"}.get(extra, extra)
+    neck = {"FPN": FPN, "PAFPN": PAFPN}[case.component](
+        cs, [4 * 2 ** (start + i) for i in range(len(cs))], a["out_channels"], a["num_outs"], extra, a.get("relu_before_extra_convs", False), norm, mode, not a.get("no_norm_on_lateral", False), **more
+    )
     neck.load_state_dict(renamed(case.state(), len(cs)))
     xs = [o.requires_grad_() for o in case.inputs()]
-    ys = neck.eval()(xs[start:])
+    ys = neck.eval()(xs[start:end])
     for i, y in enumerate(ys):
         case.check(f"level.{i}", y)
     sum(y.square().mean() for y in ys).backward()

@@ -15,10 +15,11 @@ from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps
 from ..core.types import Count
+from .csp import Act, Convs
 from .layers import *
 
 # %% ../../nbs/nn/320_fpn.ipynb #3c3de064
-_extras = ('pool', 'on_input', 'on_output')
+_extras, _upsamples = ('pool', 'on_input', 'on_lateral', 'on_output'), ('nearest', 'bilinear')
 
 @register('neck')
 class FPN(nn.Module):
@@ -28,31 +29,40 @@ class FPN(nn.Module):
         strides:list[Count], # Their strides
         channels:Count=256, # Channels of every level
         num_outs:Count=None, # Levels in all; the body's count by default
-        extra:Literal['pool', 'on_input', 'on_output']='pool', # How levels beyond the body's are made: 'pool' | 'on_input' | 'on_output'
+        extra:Literal['pool', 'on_input', 'on_lateral', 'on_output']='pool', # How levels beyond the body's are made, see the table
         relu:bool=False, # Activation between added levels?
         norm:NormKind=None, # See `make_norm`
+        upsample:Literal['nearest', 'bilinear']='nearest', # How coarser maps are enlarged
+        lateral_norm:bool=True, # Does `norm` stand after the 1x1 convolutions too?
+        act:Act|None=None, # Activation after every convolution
     ):
         super().__init__()
         n = len(in_channels); num_outs = num_outs or n
         if extra not in _extras: raise ConfigError(unknown('kind of extra level', extra, _extras))
+        if upsample not in _upsamples: raise ConfigError(unknown('way to enlarge', upsample, _upsamples))
         if num_outs < n: raise ConfigError(f'num_outs={num_outs} is less than the {n} maps of the body. Choose fewer maps with `out`')
-        self.extra, self.relu, self.num_extra = extra, relu, num_outs-n
+        self.extra, self.relu, self.num_extra, self.upsample = extra, relu, num_outs-n, upsample
         self.channels, self.strides = [channels]*num_outs, list(strides)+[strides[-1]*2**(i+1) for i in range(num_outs-n)]
-        self.lateral = nn.ModuleList(ConvBlock(c, channels, 1, norm=norm, act=None) for c in in_channels)
-        self.smooth = nn.ModuleList(ConvBlock(channels, channels, 3, norm=norm, act=None) for _ in in_channels)
+        act = Convs(act).act if act else None
+        self.lateral = nn.ModuleList(ConvBlock(c, channels, 1, norm=norm if lateral_norm else None, act=act) for c in in_channels)
+        self.smooth = nn.ModuleList(ConvBlock(channels, channels, 3, norm=norm, act=act) for _ in in_channels)
         start = in_channels[-1] if extra == 'on_input' else channels
-        self.more = nn.ModuleList(ConvBlock(start if i==0 else channels, channels, 3, 2, norm=norm, act=None) for i in range(self.num_extra if extra != 'pool' else 0))
+        self.more = nn.ModuleList(ConvBlock(start if i==0 else channels, channels, 3, 2, norm=norm, act=act) for i in range(self.num_extra if extra != 'pool' else 0))
         init_convs(self, 'kaiming')
 
     def forward(self, xs:list)->list:
-        ys = self._levels(xs)
-        return ys + self._beyond(xs[-1] if self.extra == 'on_input' else ys[-1], ys[-1])
+        zs = self._sums(xs); ys = self._levels(zs)
+        return ys + self._beyond(dict(on_input=xs, on_lateral=zs).get(self.extra, ys)[-1], ys[-1])
 
-    def _levels(self, xs):
-        "The levels of the body's own maps"
-        ys = [f(x) for f,x in zip(self.lateral, xs)]
-        for i in range(len(ys)-1, 0, -1): ys[i-1] = ys[i-1] + F.interpolate(ys[i], size=ys[i-1].shape[-2:], mode='nearest')
-        return [f(y) for f,y in zip(self.smooth, ys)]
+    def _sums(self, xs):
+        "The body's maps at a common width, each with what the coarser ones say"
+        zs = [f(x) for f,x in zip(self.lateral, xs)]
+        for i in range(len(zs)-1, 0, -1): zs[i-1] = zs[i-1] + F.interpolate(zs[i], size=zs[i-1].shape[-2:], mode=self.upsample)
+        return zs
+
+    def _levels(self, zs):
+        "The levels of the body's own maps, from their sums"
+        return [f(z) for f,z in zip(self.smooth, zs)]
 
     def _beyond(self, x, last):
         "The levels coarser than the body's"

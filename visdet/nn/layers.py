@@ -39,9 +39,11 @@ class ConvBlock(nn.Sequential):
         act=nn.ReLU, # Activation class taking `inplace`, or None
         bias:bool=None, # Bias in the convolution? By default exactly when no norm follows
         groups:int=1, # Groups of channels that the convolution keeps apart; `ni` of them make it depthwise
+        dilation:int=1, # Cells from one tap to the next
+        pad:int=None, # Zeros around the map; by default as many as keep its size
     ):
         super().__init__()
-        self.add_module('conv', nn.Conv2d(ni, nf, ks, stride, padding=ks//2, groups=groups, bias=norm is None if bias is None else bias))
+        self.add_module('conv', nn.Conv2d(ni, nf, ks, stride, dilation*(ks//2) if pad is None else pad, dilation, groups, bias=norm is None if bias is None else bias))
         if norm is not None: self.add_module('norm', make_norm(norm, nf))
         if act is not None: self.add_module('act', act(inplace=True))
 

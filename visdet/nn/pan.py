@@ -12,6 +12,7 @@ from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps
 from ..core.types import Count
+from .csp import Act, Convs
 from .fpn import FPN
 from .layers import *
 
@@ -24,17 +25,21 @@ class PAFPN(FPN):
         strides:list[Count], # Their strides
         channels:Count=256, # Channels of every level
         num_outs:Count=None, # Levels in all; the body's count by default
-        extra:Literal['pool', 'on_input', 'on_output']='pool', # How levels beyond the body's are made: 'pool' | 'on_input' | 'on_output'
+        extra:Literal['pool', 'on_input', 'on_lateral', 'on_output']='pool', # How levels beyond the body's are made
         relu:bool=False, # Activation between added levels?
         norm:NormKind=None, # See `make_norm`
+        upsample:Literal['nearest', 'bilinear']='nearest', # How coarser maps are enlarged
+        lateral_norm:bool=True, # Does `norm` stand after the 1x1 convolutions too?
+        act:Act|None=None, # Activation after every convolution
     ):
-        super().__init__(in_channels, strides, channels, num_outs, extra, relu, norm)
-        def convs(stride): return nn.ModuleList(ConvBlock(channels, channels, 3, stride, norm=norm, act=None) for _ in in_channels[1:])
+        super().__init__(in_channels, strides, channels, num_outs, extra, relu, norm, upsample, lateral_norm, act)
+        f = Convs(act).act if act else None
+        def convs(stride): return nn.ModuleList(ConvBlock(channels, channels, 3, stride, norm=norm, act=f) for _ in in_channels[1:])
         self.down, self.again = convs(2), convs(1)
         init_convs(self.down, 'kaiming'); init_convs(self.again, 'kaiming')
 
-    def _levels(self, xs):
-        ys = super()._levels(xs)
+    def _levels(self, zs):
+        ys = super()._levels(zs)
         for i,f in enumerate(self.down): ys[i+1] = ys[i+1] + f(ys[i])
         return ys[:1] + [f(y) for f,y in zip(self.again, ys[1:])]
 
