@@ -312,6 +312,19 @@ def probabilities(edge, dtype):
 
 row("paste_masks", probabilities, lambda kw, p, b: [cv.paste_masks(p, b, (60, 80), t, **kw) for t in (0.5, None)])
 row("sample_masks", probabilities, lambda kw, p, b: cv.sample_masks(p, b, (60, 80), None, **kw), undefined={"nan": "products of matrices spread what is not a number over its mask"})
+
+
+def logits(edge, dtype):
+    n, m = count(edge, 5), 1 if edge == "one" else 10
+    x = (rand(n, m, m) - 0.5) * (largest(dtype) if edge == "huge" else 8)
+    if edge == "degenerate":
+        x[0] = 0
+    if edge == "nan":
+        x[0, 3, 3] = NAN
+    return [x]
+
+
+row("map_masks", logits, lambda kw, x: [cv.map_masks(x, (80, 80), (60, 80), s, None, **kw) for s in ((1.0, 1.0), (0.6, 0.6))], tol=1e-4, undefined=dict(mixed="there is one input"))
 row("paste_rles", probabilities, lambda kw, p, b: cv.paste_rles(p, b, (60, 80), **kw))
 
 

@@ -16,6 +16,7 @@ from visdet.cv.roi_pool import *
 from visdet.cv.masks import *
 from visdet.cv.paste import *
 from visdet.cv.sample_masks import *
+from visdet.cv.map_masks import *
 from visdet.cv.components import *
 from visdet.cv.image import *
 from visdet.cv.draw import *

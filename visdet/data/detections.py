@@ -17,6 +17,7 @@ from ..cv.image import read_image
 from ..cv.masks import rle_encode
 from ..cv.paste import paste_masks
 from ..cv.sample_masks import sample_masks
+from ..cv.map_masks import map_masks
 from ..cv.draw import draw_objects, show_objects
 
 # %% ../../nbs/data/205_detections.ipynb #e5ad52cf
@@ -34,7 +35,9 @@ class Detections:
     bitmaps:torch.Tensor=None # (N,H,W) bool, painted masks
     image:object=None # The picture itself, (H,W,C) uint8, for showing
     path:object=None # The file it came from
-    paste:str='stretch' # How masks are painted: 'stretch', see `paste_masks` | 'sample', see `sample_masks`
+    paste:str='stretch' # How masks are painted: 'stretch', see `paste_masks` | 'sample', see `sample_masks` | 'map': `mask_probs` are logits over a whole `canvas`, see `map_masks`
+    canvas:tuple=None # Height and width of the batch that maps cover, pixels of the batch
+    zoom:tuple=(1., 1.) # Pixels of the batch for one pixel now, (x, y)
 
     def __post_init__(self):
         n = len(self.boxes)
@@ -100,13 +103,14 @@ def rescale(
     "Carry detections back to an image that was scaled by `scale`"
     if self.bitmaps is not None: raise ConfigError('painted masks cannot be rescaled. Rescale before reading `masks`, or keep `mask_probs`')
     sx, sy = (float(o) for o in scale)
-    return replace(self, boxes=clip_boxes(scale_boxes(self.boxes, (1/sx, 1/sy)), size), size=size, image=None)
+    return replace(self, boxes=clip_boxes(scale_boxes(self.boxes, (1/sx, 1/sy)), size), size=size, image=None, zoom=(self.zoom[0]*sx, self.zoom[1]*sy))
 
 @patch(as_prop=True)
 def masks(self:Detections)->torch.Tensor: # (N,H,W) bool or None
     "The masks painted at the image's size; None for a model without masks"
-    if self.bitmaps is None and self.mask_probs is not None: return (sample_masks if self.paste == 'sample' else paste_masks)(self.mask_probs, self.boxes, self.size)
-    return self.bitmaps
+    if self.bitmaps is not None or self.mask_probs is None: return self.bitmaps
+    if self.paste == 'map': return map_masks(self.mask_probs, self.canvas, self.size, self.zoom)
+    return (sample_masks if self.paste == 'sample' else paste_masks)(self.mask_probs, self.boxes, self.size)
 
 @patch
 def to(self:Detections, device)->Detections:
