@@ -65,6 +65,7 @@ def load_mmdet(
 def _names_for(config, checkpoint, changes):
     "Names from the data set, unless the checkpoint has some or their number does not fit"
     if checkpoint is not None and not isinstance(checkpoint, dict) and _room4.read_mmdet_weights(checkpoint)[1]: return None
-    names, head = mmdet_classes(config), config['model'].get('bbox_head') or (config['model'].get('roi_head') or {}).get('bbox_head') or {}
+    model = config.get('model') or {}
+    names, head = mmdet_classes(config), model.get('bbox_head') or (model.get('roi_head') or {}).get('bbox_head') or {}
     head = head[0] if isinstance(head, list) else head
     return names if names and len(names) == changes.get('num_classes', head.get('num_classes')) else None
