@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from golden import cases
+from visdet.nn.channel_mapper import ChannelMapper
 from visdet.nn.fpn import FPN
 from visdet.nn.pan import PAFPN
 
@@ -46,6 +47,26 @@ def test_pyramid(case):
     neck.load_state_dict(renamed(case.state(), len(cs)))
     xs = [o.requires_grad_() for o in case.inputs()]
     ys = neck.eval()(xs[start:end])
+    for i, y in enumerate(ys):
+        case.check(f"level.{i}", y)
+    sum(y.square().mean() for y in ys).backward()
+    for i, x in enumerate(xs):
+        case.check(f"grad.{i}", torch.zeros_like(x) if x.grad is None else x.grad)
+
+
+@pytest.mark.parametrize("case", cases("necks", "ChannelMapper"))
+def test_channel_mapper(case):
+    a = dict(case.args)
+    kind = a.get("norm_cfg") or {}
+    assert kind.get("type") in (None, "GN", "BN")
+    norm = {"GN": lambda c: torch.nn.GroupNorm(kind["num_groups"], c), "BN": "bn", None: None}[kind.get("type")]
+    act = "relu" if a.get("act_cfg", {"type": "ReLU"}) else None
+    bias = None if a.get("bias", "auto") == "auto" else a["bias"]
+    cs = a["in_channels"]
+    neck = ChannelMapper(cs, [8 * 2**i for i in range(len(cs))], a["out_channels"], a.get("num_outs"), a.get("kernel_size", 3), norm, act, bias)
+    neck.load_state_dict({k.replace("gn.", "norm.").replace("bn.", "norm."): v for k, v in case.state().items()})
+    xs = [o.requires_grad_() for o in case.inputs()]
+    ys = neck.eval()(xs)
     for i, y in enumerate(ys):
         case.check(f"level.{i}", y)
     sum(y.square().mean() for y in ys).backward()
