@@ -77,7 +77,7 @@ def _learn(self:Cascade, feats, props, targets):
     "For each stage a sample of regions, and what its heads make of them"
     steps, g = [], self.seeded(feats[0].device)
     for i,(stage,assigner) in enumerate(zip(self.head.stages, self.assigners)):
-        boxes, _, match = assign_rois(props, targets, assigner)
+        boxes, _, match, _ = assign_rois(props, targets, assigner)
         rows = sample_rois(boxes, match, self.sampler, g)
         cls, reg = stage(feats, rows['rois'])
         steps.append(dict(cls=cls, reg=reg, rows=rows, **self._masks(i, feats, rows, targets)))

@@ -64,7 +64,7 @@ def _look(self:TwoStage, feats, rois):
 @patch
 def _learn(self:TwoStage, feats, props, targets):
     "A sample of regions for the loss"
-    boxes, _, match = assign_rois(props, targets, self.assigner)
+    boxes, _, match, _ = assign_rois(props, targets, self.assigner)
     rows = sample_rois(boxes, match, self.sampler)
     cls, reg = self.head(feats, rows['rois'])
     return dict(cls=cls, reg=reg, rows=rows, **self._masks(feats, rows, targets))
@@ -72,7 +72,7 @@ def _learn(self:TwoStage, feats, props, targets):
 @patch
 def _both(self:TwoStage, feats, props, targets):
     "All proposals and objects; a sample of them for the loss"
-    boxes, live, match = assign_rois(props, targets, self.assigner)
+    boxes, live, match, _ = assign_rois(props, targets, self.assigner)
     rows = sample_rois(boxes, match, self.sampler, self.seeded(boxes.device))
     b,j = live.nonzero(as_tuple=True)
     raw = self._look(feats, torch.cat([b[:,None].to(boxes.dtype), boxes[b,j]], 1))

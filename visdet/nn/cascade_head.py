@@ -13,12 +13,8 @@ from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps, rand_boxes
 from ..core.types import Amount, Count, Positive, Share, Whole
-from ..cv.boxes import clip_boxes
 from ..cv.coders import DeltaCoder
 from ..cv.roi import to_rois
-from .dense import matched
-from .layers import init_convs
-from .losses import cross_entropy, smooth_l1
 from .roi_head import BoxHead
 
 # %% ../../nbs/nn/387_cascade_head.ipynb #26fe39c3
@@ -39,33 +35,13 @@ class StageHead(BoxHead):
         nms_thr:Share=0.5, # Overlap for suppression
         max_num:Count=100, # Detections of an image
         min_size:Amount=0., # Detections with a side below this are dropped, pixels
-    ):
-        super().__init__(ni, num_classes, strides, hidden, size, sampling_ratio, aligned, DeltaCoder(stds=tuple(stds)), 'smooth_l1', score_thr, nms_thr, max_num, min_size)
-        self.beta, self.reg = beta, init_convs(nn.Linear(hidden, 4), std=.001)
-
-    def loss(self, cls, reg, rows, targets)->dict: # cls, box
-        "Class and box terms of sampled regions"
-        m, p, w = rows['match'], rows['rois'][:,1:], rows['weight']/rows['weight'].sum().clamp(min=1)
-        b, i = rows['rois'][:,0].long(), torch.arange(len(m), device=m.device)
-        pick = lambda v, other: matched(m[None], v.flatten(0, 1)[None], torch.zeros_like(i), i, other)
-        m = torch.where(m >= 0, m+b*targets.labels.shape[1], m)
-        goal = self.coder.encode(p, pick(targets.boxes, p))
-        return dict(cls=cross_entropy(cls, pick(targets.labels, self.num_classes), w), box=smooth_l1(reg, goal, w*(m >= 0), self.beta))
-
-    def moved(self, reg, rois, sizes)->torch.Tensor: # (R,5)
-        "Regions where this head puts them, clipped to their images"
-        box = clip_boxes(self.coder.decode(rois[:,1:], reg.detach().float())[:,None], torch.as_tensor(sizes, device=rois.device)[rois[:,0].long()])[:,0]
-        return torch.cat([rois[:,:1], box.to(rois.dtype)], 1)
-
-    def decode(self, cls, reg, rois, sizes, vocab=None)->list: # One `Detections` an image
-        "Detections in pixels of the batch; all classes of a region share its box"
-        return super().decode(cls, reg.repeat(1, self.num_classes), rois, sizes, vocab)
+    ): super().__init__(ni, num_classes, strides, hidden, size, sampling_ratio, aligned, DeltaCoder(stds=tuple(stds)), 'smooth_l1', score_thr, nms_thr, max_num, min_size, True, beta)
 
 # %% ../../nbs/nn/387_cascade_head.ipynb #dc0f0e08
 class CascadeHead(nn.Module):
     "Stages in a row"
     def __init__(self,
-        stages:list, # `StageHead`s
+        stages:list, # `RegionHead`s, such as `StageHead`
     ):
         super().__init__()
         if not stages: raise ConfigError('a cascade needs at least one stage')
@@ -87,7 +63,7 @@ class CascadeHead(nn.Module):
         total = 0
         for i,s in enumerate(self.stages):
             cls, reg = s(feats, rois); total = total+cls
-            if i < len(self.stages)-1: rois = s.moved(reg, rois, sizes)
+            if i < len(self.stages)-1: rois = s.moved(reg, rois, sizes, cls[:,:-1].argmax(1))
         return total/len(self.stages), reg, rois
 
     def decode(self, cls, reg, rois, sizes, vocab=None)->list: # One `Detections` an image
