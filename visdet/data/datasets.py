@@ -31,7 +31,10 @@ def _loading(
     num_workers:Whole|None=None, # Processes that read images; chosen by the number of cores if None
     device:str|None=None, # 'cpu', 'cuda', 'cuda:1'; the best there is if None
     on_error:Literal['raise','skip']='raise', # Images that do not decode
-    group:bool=False, # Batches of images of like orientation
+    group:bool=True, # Training batches of images of like orientation
+    repeat_thr:Share|None=None, # Share of the images below which a class is rare and its images are repeated, 0.001 in LVIS; none are if None
+    repeat_how:Literal['stochastic','ceil']='stochastic', # How often an image is shown whose factor is no whole number: by chance, or rounded up
+    n_iters:Count|None=None, # Batches in a training epoch, out of an endless stream; one pass over the images if None
     pad:Count=32, # Sides of a batch are multiples of this
     channels_last:bool=True, # Memory format of the batches
 ): "Arguments of `DetDataLoaders.from_records` that a data set passes on"

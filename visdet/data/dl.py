@@ -10,7 +10,7 @@ import os, warnings
 from pathlib import Path
 from contextlib import contextmanager
 import numpy as np, torch
-from fastcore.basics import chunked, patch
+from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.data.core import TfmdDL
 from fastai.data.load import DataLoader, SkipItemException, _loaders
@@ -21,6 +21,7 @@ from ..core.basics import ConfigError, DataError, VisdetError, explain
 from ..cv.draw import show_objects
 from .detections import Detections
 from .items import ImageItems, RecordItems, UnreadableImage
+from .samplers import EpochSampler, InfiniteSampler, count_batches, cut, level, numbered, process, share
 from .targets import Targets, collate, ragged
 
 # %% ../../nbs/data/287_dl.ipynb #106a8ff9
@@ -48,41 +49,67 @@ class DetDL(TfmdDL):
         group:bool=False, # Put images of like orientation into the same batch, when shuffling
         on_error:str='raise', # Images that do not decode: 'raise', or 'skip' and report
         epoch:int=0, # Number of the next epoch
+        sampler=None, # Which images an epoch shows when shuffling; an `EpochSampler` if None
+        n_iters:int=None, # Batches an epoch, out of an endless stream of the sampler's epochs; as many as there are if None
+        ranks:tuple=None, # (number of this process, how many there are); as torch.distributed says if None
         **kwargs, # For fastai's `TfmdDL`: after_batch, drop_last, device, pin_memory, ...
     ):
         if on_error not in ('raise', 'skip'): raise ConfigError(explain(f'on_error={on_error!r}', fix="Use 'raise' or 'skip'"))
-        self.seed,self.pad,self.group,self.on_error,self.epoch = seed,pad,group,on_error,epoch
-        self._now,self._peeks,self.skipped = epoch,[0],[]
+        if not shuffle and (sampler is not None or n_iters is not None): raise ConfigError(explain('a sampler and n_iters are for training', where='DetDL', fix='Set shuffle=True, or leave them out'))
+        if n_iters is not None and n_iters<1: raise ConfigError(explain(f'n_iters={n_iters}', where='DetDL', fix='Give a positive number of batches'))
+        self.seed,self.pad,self.group,self.on_error,self.epoch,self.sampler,self.n_iters,self.ranks = seed,pad,group,on_error,epoch,sampler,n_iters,ranks
+        self._now,self._start,self._peeks,self.skipped = epoch,0,[0],[]
         kwargs.pop('do_setup', None); kwargs.pop('indexed', None)
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=default_workers() if num_workers is None else num_workers, do_setup=False, indexed=True, **kwargs)
 
 # %% ../../nbs/data/287_dl.ipynb #e447cc9c
-def _grouped(rows, tall, bs, rng):
-    "`rows` reordered so that each run of `bs` has one orientation, leftovers last"
-    stacks = [[r for r in rows if tall[r]==o] for o in (False, True)]
-    full = [s[i:i+bs] for s in stacks for i in range(0, len(s)-len(s)%bs, bs)]
-    rest = [r for s in stacks for r in s[len(s)-len(s)%bs:]]
-    return [r for i in rng.permutation(len(full)) for r in full[i]] + rest
+@patch(as_prop=True)
+def part(self:DetDL)->tuple:
+    "(number of this process, how many there are)"
+    return process() if self.ranks is None else tuple(self.ranks)
 
 @patch
-def shuffle_fn(self:DetDL, rows):
-    "The order of the current epoch"
-    rng = np.random.default_rng((self.seed, self._now))
-    rows = [rows[i] for i in rng.permutation(len(rows))]
-    if not self.group or self.dataset.records is None: return rows
-    s = self.dataset.records.sizes
-    return _grouped(rows, (s[:,0]>s[:,1]).tolist(), self.bs, rng)
+def _total(self:DetDL):
+    "Entries of an epoch, of all processes together"
+    if self.n_iters and self.n: return self.n_iters*self.bs*self.part[1]
+    return self.n if not self.shuffle or self.sampler is None else len(self.sampler)
+
+@patch
+def _entries(self:DetDL):
+    "This process's entries of the current epoch: (n,2) rows and numbers of copies"
+    rows = np.arange(self.n)
+    if self.shuffle:
+        s = self.sampler or EpochSampler(self.n, self.seed)
+        rows = (InfiniteSampler(s, self._total()) if self.n_iters and self.n else s).rows(self._now)
+    return share(np.stack([rows, numbered(rows)], 1), *self.part, fill=self.shuffle)
+
+@patch
+def get_idxs(self:DetDL):
+    "The rows of the current epoch that this process loads"
+    return self._entries()[:,0].tolist()
+
+@patch
+def __len__(self:DetDL): return count_batches(self._total(), self.bs, self.drop_last, *self.part, fill=self.shuffle)
+
+@patch
+def _batches(self:DetDL):
+    "The plan of the current epoch: batches of (row, epoch, copy)"
+    es = [(r, 0) for r in self.get_idxs()] if 'get_idxs' in vars(self) else self._entries().tolist()
+    es = [(r, self._now, c) for r,c in es]; tall = None
+    if self.group and self.shuffle and self.dataset.records is not None:
+        h, w = self.dataset.records.sizes[[e[0] for e in es]].reshape(-1, 2).T; tall = (h>w).tolist()
+    return level(cut(es, self.bs, self.drop_last, tall), len(self))
 
 # %% ../../nbs/data/287_dl.ipynb #5fa3948f
 @patch
 def sample(self:DetDL):
     "This worker's share of the plan, whole batches in turn"
-    return (o for i,o in enumerate(self._plan) if i//self.bs%self.num_workers==self.offs)
+    return (o for i,o in enumerate(self._plan) if i%self.num_workers==self.offs)
 
 @patch
 def create_batches(self:DetDL, plan):
     "Collated batches, each with the list of images that were skipped"
-    for chunk in chunked(plan, self.bs, self.drop_last):
+    for chunk in plan:
         try: yield self._load_batch(chunk)
         except VisdetError as e:
             if get_worker_info() is None: raise
@@ -90,10 +117,11 @@ def create_batches(self:DetDL, plan):
 
 @patch
 def _load_batch(self:DetDL, chunk):
-    "(images, targets, skipped) of a list of (row, epoch)"
+    "(images, targets, skipped) of a list of (row, epoch, copy)"
+    if not isinstance(chunk, list): raise ConfigError(explain('a loader around this loader asks it for single rows', where='DetDL', fix='Use it as it is: with several processes it takes its own share'))
     ss, bad = [], []
-    for row,epoch in chunk:
-        try: ss.append(self.after_item(self.dataset.get(row, epoch)))
+    for row,epoch,nth in chunk:
+        try: ss.append(self.after_item(self.dataset.get(row, epoch, nth)))
         except SkipItemException: pass
         except UnreadableImage as e:
             if self.on_error=='raise': raise
@@ -108,18 +136,28 @@ def create_batch(self:DetDL, samples):
 # %% ../../nbs/data/287_dl.ipynb #e6236b67
 @patch
 def __iter__(self:DetDL):
-    epoch, self.epoch = self.epoch, self.epoch+1
-    yield from self._run(epoch)
+    epoch,start = self.epoch,self._start
+    self.epoch,self._start = epoch+1,0
+    yield from self._run(epoch, start)
 
 @patch
-def _run(self:DetDL, epoch):
-    "One pass as epoch number `epoch`"
-    self._now = epoch; self.before_iter()
-    self._plan,bad = [(r, epoch) for r in self.get_idxs()],[]
-    for k,b in enumerate(_loaders[self.fake_l.num_workers==0](self.fake_l)):
+def seek(self:DetDL,
+    epoch:int, # Number of the next epoch
+    batch:int=0, # Its first batch to load; those before it are passed over
+):
+    "Let the next pass begin at a batch of an epoch"
+    if not 0<=batch<=len(self): raise ConfigError(explain(f'there is no batch {batch} in an epoch of {len(self)}', where='seek'))
+    self.epoch,self._start = epoch,batch
+
+@patch
+def _run(self:DetDL, epoch, start=0):
+    "One pass as epoch number `epoch`, from batch number `start` on"
+    self._now = epoch; self.before_iter(); rank,_ = self.part
+    self._plan,bad = self._batches()[start:],[]
+    for k,b in enumerate(_loaders[self.fake_l.num_workers==0](self.fake_l), start):
         if isinstance(b, _Failed): raise b.error
         xb, t, lost = b; bad += lost
-        if xb is not None: yield self._finish((xb, Targets(t)), (self.seed, epoch, k))
+        if xb is not None: yield self._finish((xb, Targets(t)), (self.seed, epoch, k, *([rank] if rank else [])))
     self.after_iter(); self._report(bad)
 
 @patch
@@ -149,7 +187,9 @@ def new(self:DetDL, dataset=None, cls=None, **kwargs):
     "A loader like this one with some settings changed; `shuffle=False` also means: as in validation"
     if dataset is None: dataset = self.dataset.evaluating() if kwargs.get('shuffle') is False else self.dataset
     elif not hasattr(dataset, 'get'): dataset = as_items(dataset, self.dataset)
-    cur = {k: getattr(self, k) for k in 'seed pad group on_error epoch'.split()}
+    cur = {k: getattr(self, k) for k in 'seed pad group on_error epoch ranks'.split()}
+    if kwargs.get('shuffle', self.shuffle): # a sampler is for the rows it was made for
+        cur |= dict(n_iters=self.n_iters, sampler=self.sampler if dataset.records is self.dataset.records else None)
     cur['after_batch'] = Pipeline(list(self.after_batch.fs))
     res = DataLoader.new(self, dataset, cls, **{**cur, **kwargs})
     res._peeks = self._peeks

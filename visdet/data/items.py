@@ -20,9 +20,10 @@ def item_rng(
     seed:int, # Of the run
     epoch:int, # Which pass over the data
     row:int, # Which item
+    nth:int=0, # Which copy of it in that epoch
 )->np.random.Generator:
     "The generator that augments one item in one epoch"
-    return np.random.default_rng((int(seed), int(epoch), int(row)))
+    return np.random.default_rng((int(seed), int(epoch), int(row), *([int(nth)] if nth else [])))
 
 # %% ../../nbs/data/285_items.ipynb #49fd8db3
 class UnreadableImage(DataError):
@@ -77,9 +78,9 @@ class RecordItems:
         except DataError as e: raise UnreadableImage(f"{e} (image id {r.id}). Replace the file, drop the record, or load with on_error='skip'") from e
         check_size(img.shape[:2], r.size, self.name(row))
         return Sample(img, r.boxes, r.labels, r.crowd, r.masks if self.masks else None, id=row)
-    def get(self, row:int, epoch:int=0)->Sample:
-        "The sample at `row`, transformed as in `epoch`"
-        return self.tfm(self.load(row), item_rng(self.seed, epoch, row))
+    def get(self, row:int, epoch:int=0, nth:int=0)->Sample:
+        "The sample at `row`, transformed as the `nth` copy of it in `epoch`"
+        return self.tfm(self.load(row), item_rng(self.seed, epoch, row, nth))
     def __getitem__(self, row:int)->Sample: return self.get(row)
 
     def but(self, **kw):
@@ -139,7 +140,7 @@ class ImageItems:
         x = self.images[row]
         try: return Sample(as_image(x, self.channels), id=row)
         except DataError as e: raise UnreadableImage(str(e) if isinstance(x, (str, Path)) else explain(str(e), where=f'image {row} of {len(self)}')) from e
-    def get(self, row:int, epoch:int=0)->Sample: return self.tfm(self.load(row), None)
+    def get(self, row:int, epoch:int=0, nth:int=0)->Sample: return self.tfm(self.load(row), None)
     def __getitem__(self, row:int)->Sample: return self.get(row)
     def but(self, **kw):
         "A copy with other settings"

@@ -17,6 +17,8 @@ from .batch import ColourJitter, Normalize, norm_stats
 from .dl import DetDL
 from .items import RecordItems
 from .records import Records, same_vocab
+from .repeats import repeat_factors
+from .samplers import EpochSampler, process
 from .transforms import RandomCrop, RandomFlip, Resize
 
 # %% ../../nbs/data/290_loaders.ipynb #70def037
@@ -117,6 +119,11 @@ def _pad(resize, pad):
     canvas = getattr(resize, 'canvas', None)
     return pad if canvas is None else tuple(-(-o//pad)*pad for o in canvas)
 
+def _sampler(records, seed, thr, how):
+    "The sampler of a training loader; None for one where each image comes once"
+    if thr is None and how!='stochastic': raise ConfigError(explain(f'repeat_how={how!r} without repeat_thr', fix='Give the threshold too, such as repeat_thr=0.001'))
+    return None if thr is None else EpochSampler(len(records), seed, factors=repeat_factors(records, thr), how=how)
+
 @patch(cls_method=True)
 def from_records(cls:DetDataLoaders,
     train, # `Records` to train on
@@ -133,7 +140,10 @@ def from_records(cls:DetDataLoaders,
     num_workers:int=None, # Worker processes, see `default_workers`
     device=None, # Where batches go; fastai's default device if None
     on_error:str='raise', # Images that do not decode: 'raise', or 'skip' and report
-    group:bool=False, # Batches of like orientation
+    group:bool=True, # Training batches of like orientation
+    repeat_thr:float=None, # Share of the images below which a class counts as rare and its images are repeated, see `repeat_factors`; none are if None
+    repeat_how:str='stochastic', # Rounding of the factors: 'stochastic' | 'ceil', see `repeat_counts`
+    n_iters:int=None, # Batches a training epoch, out of an endless stream; one pass over the images if None
     pad:int=32, # Sides of a batch are multiples of this
     channels_last:bool=True, # Memory format of the batches
     path='.', # Where a Learner keeps its files
@@ -150,8 +160,9 @@ def from_records(cls:DetDataLoaders,
     mk = lambda r, **kw: RecordItems(r, size, channels=in_chans, masks=want(r), seed=seed, **kw)
     after = [Normalize(*norm_stats(norm, in_chans), channels_last=channels_last), *batch_augs]
     free = any(getattr(o, 'order', None)==10 for o in item_augs)
-    kw = dict(num_workers=num_workers, seed=seed, group=group, on_error=on_error, after_batch=after)
-    tdl = DetDL(mk(train, augs=item_augs, train=True), bs=bs, shuffle=True, drop_last=len(train)>=bs, pad=pad if free else _pad(size, pad), **kw)
+    kw = dict(num_workers=num_workers, seed=seed, on_error=on_error, after_batch=after)
+    own = dict(group=group, n_iters=n_iters, sampler=_sampler(train, seed, repeat_thr, repeat_how), drop_last=len(train)>=bs*process()[1])
+    tdl = DetDL(mk(train, augs=item_augs, train=True), bs=bs, shuffle=True, pad=pad if free else _pad(size, pad), **own, **kw)
     return cls(tdl, *[DetDL(mk(v), bs=val_bs or bs, pad=_pad(size, pad), **kw) for v in valids.values()], names=tuple(valids), path=path, device=device)
 
 def _arguments(f):
@@ -159,6 +170,13 @@ def _arguments(f):
     return [k for k,p in inspect.signature(f).parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
 
 # %% ../../nbs/data/290_loaders.ipynb #fbe6c056
+def _plan(dl):
+    "What a training epoch consists of, in words"
+    s = dl.sampler; res = ['in a stream' if dl.n_iters else 'in random order']
+    if dl.group: res.append('by orientation')
+    if s is not None: res.append(f'{len(s)/max(dl.n, 1):.2f} times as many images an epoch for the rare classes ({s.how})')
+    return ', '.join(res)
+
 def _row(name, dl):
     "One line about a loader"
     r = dl.dataset.records; n = r.counts
@@ -175,6 +193,7 @@ def __repr__(self:DetDataLoaders):
         _row('train', t), *[_row(k, v) for k,v in self.valids.items()],
         f"  {'size':<8} {self.resize!r}, padded to multiples of {t.pad}; {self.in_chans} channels; masks {'read' if self.use_masks else 'not read'}",
         f"  {'aug':<8} {', '.join(map(repr, augs)) or 'none'}",
+        f"  {'order':<8} {_plan(t)}",
         f"  {'on':<8} {self.device}, {t.fake_l.num_workers} workers, seed {t.seed}"])
 
 # %% ../../nbs/data/290_loaders.ipynb #38d52eeb
