@@ -42,7 +42,7 @@ LowRule = Literal['gt', 'own']|None
 def _covered(priors, boxes, crowd, thr, by='prior'):
     "Which priors (B,N) lie in a region of `crowd` (B,M), or hold one, by more than `thr`"
     p = priors if priors.ndim==3 else priors[None]
-    if crowd.shape[1]==0: return crowd.new_zeros(len(crowd), p.shape[1])
+    if crowd.shape[1]==0 or p.shape[1]==0: return crowd.new_zeros(len(crowd), p.shape[1])
     regions = boxes.masked_fill(~crowd[...,None], 0.)
     share = (lambda c: box_iou(p[:,c], regions, 'iof').amax(-1)) if by=='prior' else (lambda c: box_iou(regions, p[:,c], 'iof').amax(-2))
     return torch.cat([share(c) > thr for c in _pieces(p.shape[1], crowd.numel(), p.device)], 1)

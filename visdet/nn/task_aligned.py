@@ -7,6 +7,7 @@ __all__ = ['TaskAlignedAssigner']
 
 # %% ../../nbs/nn/333_task_aligned.ipynb #e74aeba1
 import torch
+from ..core.basics import ConfigError
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import noise, rand_boxes
@@ -25,7 +26,9 @@ class TaskAlignedAssigner(_Assigner):
         topk:Count=13, # Candidates of each object
         alpha:Amount=1., # Exponent of the class's probability
         beta:Amount=6., # Exponent of the overlap
-    ): self.topk, self.alpha, self.beta = topk, alpha, beta
+    ):
+        if topk < 1: raise ConfigError(f'an object needs at least one candidate, not topk={topk}')
+        self.topk, self.alpha, self.beta = topk, alpha, beta
 
     @torch.no_grad()
     def match(self,
