@@ -3233,6 +3233,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'visdet/models/mmdet_yolo.py')},
             'visdet.models.retinanet': { 'visdet.models.retinanet.retinanet': ( 'models/retinanet.html#retinanet',
                                                                                 'visdet/models/retinanet.py')},
+            'visdet.models.rtmdet': { 'visdet.models.rtmdet.rtmdet': ('models/rtmdet.html#rtmdet', 'visdet/models/rtmdet.py'),
+                                      'visdet.models.rtmdet.rtmdet_parts': ('models/rtmdet.html#rtmdet_parts', 'visdet/models/rtmdet.py')},
             'visdet.models.torchvision': { 'visdet.models.torchvision._body_args': ( 'models/torchvision.html#_body_args',
                                                                                      'visdet/models/torchvision.py'),
                                            'visdet.models.torchvision._convert': ( 'models/torchvision.html#_convert',

@@ -57,6 +57,8 @@ def convert_boxes(
 # %% ../../nbs/cv/100_boxes.ipynb #a9436ee2
 def _limits(size, b):
     "Height and width as numbers, or as tensors or arrays that broadcast against `b[...,0:2]`"
+    if isinstance(size, (tuple, list)) and len(size) and isinstance(size[0], (tuple, list)): size = torch.as_tensor(size) if isinstance(b, torch.Tensor) else np.asarray(size)
+    if size is None or (size.shape[-1] if hasattr(size, 'shape') else len(size))!=2: raise ConfigError(explain(f'a size is (h, w), or (B,2) for a batch, not {size}'))
     if not isinstance(size, (np.ndarray, torch.Tensor)) or size.ndim==1: return size[0], size[1]
     size = size.reshape(*size.shape[:-1], *(1,)*(b.ndim-size.ndim), 2)
     if isinstance(b, torch.Tensor): size = torch.as_tensor(size).to(b)
