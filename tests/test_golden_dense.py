@@ -9,7 +9,7 @@ from golden import DetectorCase, detectors
 from visdet.data.targets import make_targets
 from visdet.models.zoo import create_model
 
-NAMES = ("atss",)
+NAMES = "atss", "gfl"
 TOL = 1e-4
 RULES = [
     (r"body\.net\.", "backbone."),
@@ -19,8 +19,11 @@ RULES = [
     (r"head\.(cls|reg)_tower\.", r"bbox_head.\1_convs."),
     (r"\.norm\.", ".gn."),
 ]
-LAST = dict(atss=[(r"head\.(cls|reg)\.", r"bbox_head.atss_\1."), (r"head\.ctr\.", "bbox_head.atss_centerness.")])
-ARGS = dict(atss={})
+LAST = dict(
+    atss=[(r"head\.(cls|reg)\.", r"bbox_head.atss_\1."), (r"head\.ctr\.", "bbox_head.atss_centerness.")],
+    gfl=[(r"head\.(cls|reg)\.", r"bbox_head.gfl_\1."), (r"head\.integral\.", "bbox_head.integral.")],
+)
+ARGS = dict(atss={}, gfl={})
 TERMS = dict(loss_cls="cls", loss_bbox="box", loss_centerness="ctr", loss_dfl="dfl", loss_bbox_rf="fine")
 
 
@@ -49,7 +52,8 @@ def loaded(name):
     model = create_model(name, num_classes=80, frozen_stages=1, **ARGS[name])
     mine, state = model.state_dict(), case.state()
     for k, own, i in tensors(case, list(mine.items())):
-        mine[own][i] = state.pop(k)
+        if k != "bbox_head.integral.project":  # Whole numbers that the constructor makes
+            mine[own][i] = state.pop(k)
     assert not state
     model.load_state_dict(mine)
     x = (case.image()[None].float() / 255 - torch.tensor(model.norm[0])[:, None, None]) / torch.tensor(model.norm[1])[:, None, None]
