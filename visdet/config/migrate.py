@@ -10,7 +10,7 @@ import ast, json
 from dataclasses import dataclass
 from pathlib import Path
 from ..models.mmdet_map import *
-from ..models.mmdet_model import map_model
+from ..models.mmdet import map_model
 from .mmdet_parse import *
 from .mmdet_read import *
 from .mmdet_run import map_run
