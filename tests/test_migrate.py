@@ -216,7 +216,7 @@ def test_run_around_the_model(tmp_path):
     from visdet.core.tree import Source, to_node
     import visdet.data.datasets, visdet.data.transforms, visdet.engine.optimizers, visdet.engine.schedules, visdet.models.zoo
     m, _ = migrated(tmp_path, 'fcos'); c = m.config
-    assert c['dataset'] == dict(type='coco', train='d/train.json', images='d/train/', valid='d/val.json', valid_images='d/val/', resize=[512, 320], aug='flip', val_bs=1)
+    assert c['dataset'] == dict(type='coco', train='d/train.json', images='d/train/', valid='d/val.json', valid_images='d/val/', resize=[512, 320], aug='flip', group=False, val_bs=1)
     assert c['optimizer'] == dict(type='torch.SGD', lr=.005, momentum=.8, weight_decay=2e-4, nesterov=True) and c['scheduler'] == dict(type='step', steps=[16, 22], warmup=250, warmup_start=.01)
     assert (c['epochs'], c['val_interval'], c['batch_size'], c['num_workers'], c['precision'], c['ema']) == (24, 2, 3, 1, 'fp32', False)
     cat = catalogue()
@@ -248,6 +248,13 @@ def test_exit_codes(tmp_path, more, code, said):
     assert m.code == code and (tmp_path/'retinanet.yaml').exists() == (code < 2) and said in str(m)
     if 'EMAHook' in more: assert m.config['ema'] == .999
     if 'RepeatDataset' in more: assert (m.config['epochs'], m.config['scheduler']['steps'], m.config['val_interval']) == (48, [32, 44], 4)
+
+def test_repeated_images_and_batches_of_like_orientation(tmp_path):
+    m, _ = migrated(tmp_path, 'retinanet', "\ntrain_dataloader['dataset'] = dict(type='RepeatDataset', times=2, dataset=dict(type='ClassBalancedDataset', oversample_thr=0.01, dataset=train_dataloader['dataset']))\ntrain_dataloader['batch_sampler'] = dict(type='AspectRatioBatchSampler')")
+    d = m.config['dataset']
+    assert m.code == 0 and (d['repeat_thr'], d['repeat_how'], d.get('group', True)) == (.01, 'ceil', True), str(m)
+    m, _ = migrated(tmp_path, 'retinanet', "\ntrain_dataloader['dataset'] = dict(type='ClassBalancedDataset', oversample_thr=0.01, filter_empty_gt=False, dataset=train_dataloader['dataset'])")
+    assert m.code == 1 and 'factor one' in str(m) and m.config['dataset']['group'] is False
 
 def test_numbers_that_training_and_testing_share(tmp_path):
     m, _ = migrated(tmp_path, 'faster_rcnn', "\nmodel['test_cfg']['rpn']['nms'] = dict(type='nms', iou_threshold=0.9)\nmodel['test_cfg']['rpn']['min_bbox_size'] = 4")

@@ -22,8 +22,9 @@ def unwrap(
         if t == 'RepeatDataset':
             times *= l.get(f'{p}.times', 1)
             for k in ('type', 'times'): l.note(f'{p}.{k}', 'mapped', 'epochs', f'shown {times} times an epoch is {times} times as many epochs')
+        elif t == 'ClassBalancedDataset' and p.startswith('train'): l.note(f'{p}.type', 'mapped', 'dataset.repeat_thr', 'images of rare classes are repeated')
         else:
-            what = dict(ClassBalancedDataset='images of rare classes are not repeated here', MultiImageMixDataset='images are not mixed here', ConcatDataset='a run has one training set; join the files first')[t]
+            what = dict(ClassBalancedDataset='each image is validated once', MultiImageMixDataset='images are not mixed here', ConcatDataset='a run has one training set; join the files first')[t]
             many = t == 'ConcatDataset' and len(l.get(f'{p}.datasets', [])) > 1
             for k in l.get(p):
                 if k not in ('dataset', 'datasets') or many: (l.refuse if many else l.drop)(f'{p}.{k}', what)
@@ -146,6 +147,14 @@ def _pixels(l):
 # %% ../../nbs/config/934_mmdet_run.ipynb #168da570
 _loader = dict(persistent_workers=no_effect('workers stay'), pin_memory=no_effect('a matter of speed'), prefetch_factor=no_effect('a matter of speed'), collate_fn=no_effect('samples become a padded batch'))
 
+def _balance(l, p):
+    "Thresholds of the wrappers around the training set"
+    while 'type' in (d := l.get(p) or {}):
+        if d['type'] == 'ClassBalancedDataset':
+            follow(l, p, dict(type=lambda l, q: None, dataset=lambda l, q: None, oversample_thr=to('dataset.repeat_thr'), filter_empty_gt=only(True, why='an image without objects has the factor one', lost='an image without objects has the factor one')))
+            l.out['dataset']['repeat_how'] = 'ceil'
+        p = f'{p}.datasets[0]' if d['type'] == 'ConcatDataset' else f'{p}.dataset'
+
 def _loaders(l):
     "Rules of training and validation loaders; returns how often the training set is repeated"
     t, times = unwrap(l, 'train_dataloader.dataset')
@@ -155,10 +164,11 @@ def _loaders(l):
         for k in ('val_dataloader', 'model.data_preprocessor'): l.get(k) is None or l.drop(k, 'not looked at without a training set', effect=False)
         return times
     if v and (l.get(f'{v}.type') != l.get(f'{t}.type') or not _dataset(l, v, 'valid')): l.drop(f'{v}.type', 'training and validation have one format here'); v = None
-    _pipelines(l, t, v)
+    _balance(l, 'train_dataloader.dataset'); _pipelines(l, t, v)
     follow(l, 'train_dataloader', dict(**_loader, batch_size=to('batch_size', reason='images on one device'), num_workers=to('num_workers'), sampler=dict(type=only('DefaultSampler', why='all images, in random order', lost='all images in random order here'), shuffle=only(True, why='in random order')),
         batch_sampler=dict(type=lambda l, p: l.put(p, 'dataset.group', True, 'batches of like orientation') if l.get(p) == 'AspectRatioBatchSampler' else l.drop(p, 'batches are drawn at random or by orientation here'), drop_last=no_effect('an incomplete batch is left out')), drop_last=no_effect('an incomplete batch is left out')))
-    if l.get('train_dataloader.batch_sampler', 0) is None: l.note('train_dataloader.batch_sampler', 'defaulted', reason='batches are drawn at random')
+    if l.get('train_dataloader.batch_sampler.type') != 'AspectRatioBatchSampler' and 'train_dataloader.dataset' not in l.old: # version 2 always grouped
+        l.out['dataset']['group'] = False; l.fates.append(Fate('train_dataloader.batch_sampler', None, 'mapped', 'dataset.group', 'batches are drawn at random'))
     follow(l, 'val_dataloader', dict(**_loader, batch_size=to('dataset.val_bs'), num_workers=no_effect('as for training'), drop_last=only(False, why='all images are validated'), sampler=dict(type=only('DefaultSampler', why='all images in order'), shuffle=only(False, why='in order'))))
     _pixels(l)
     return times
