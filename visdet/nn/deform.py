@@ -20,18 +20,19 @@ class DeformConv(nn.Module):
         stride:int=1, # Stride
         bias:bool=False, # Add a number to each channel?
         own:bool=True, # Read places and weights off the map?
+        groups:int=1, # Groups of input channels, each with places of its own
     ):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.empty(nf, ni, ks, ks)), nn.Parameter(torch.zeros(nf)) if bias else None
         nn.init.kaiming_uniform_(self.weight, nonlinearity='relu')
-        self.taps, self.stride, self.pad = ks*ks, stride, ks//2
-        self.places = nn.Conv2d(ni, 3*ks*ks, ks, stride, ks//2) if own else None
+        self.taps, self.stride, self.pad = groups*ks*ks, stride, ks//2
+        self.places = nn.Conv2d(ni, 3*self.taps, ks, stride, ks//2) if own else None
         if own: nn.init.zeros_(self.places.weight); nn.init.zeros_(self.places.bias)
 
     def forward(self,
         x, # (B,ni,H,W)
-        offset=None, # (B,2*ks*ks,h,w) where the layer has no places of its own
-        mask=None, # (B,ks*ks,h,w) likewise, already between 0 and 1
+        offset=None, # (B,2*groups*ks*ks,h,w) where the layer has no places of its own
+        mask=None, # (B,groups*ks*ks,h,w) likewise, already between 0 and 1; None weighs every reading one (version 1)
     ):
         if self.places is not None:
             o = self.places(x); offset, mask = o[:,:2*self.taps], o[:,2*self.taps:].sigmoid()
