@@ -337,10 +337,11 @@ def scale_mask(
 def flip_mask(
     m, # A mask item
     size:tuple, # (h, w) of the image
-    how:str='horizontal', # 'horizontal' exchanges left and right, 'vertical' top and bottom
+    how:str='horizontal', # 'horizontal' exchanges left and right, 'vertical' top and bottom, 'diagonal' both
 ): # A mask item of the same kind
     "Mirror a mask with its image"
-    if how not in ('horizontal', 'vertical'): raise ConfigError(unknown('direction to flip', how, ('horizontal', 'vertical')))
+    if how not in ('horizontal', 'vertical', 'diagonal'): raise ConfigError(unknown('direction to flip', how, ('horizontal', 'vertical', 'diagonal')))
+    if how == 'diagonal': return flip_mask(flip_mask(m, size), size, 'vertical')
     x = how == 'horizontal'
     if isinstance(m, dict): return rle_encode(rle_decode(as_rle(m, size))[:, ::-1] if x else rle_decode(as_rle(m, size))[::-1])
     return _points(m, lambda p: p*([-1, 1] if x else [1, -1])+([size[1], 0] if x else [0, size[0]]))
@@ -352,6 +353,7 @@ def crop_mask(
     size:tuple, # (h, w) of the image before cropping
 ): # A mask item of the same kind, for an image of size (y2 - y1, x2 - x1)
     "Cut a mask with its image, padding with background where the box reaches outside"
+    if np.shape(box) != (4,): raise ConfigError(explain(f'a crop needs one box of four numbers, not {box}'))
     x1, y1, x2, y2 = map(int, box)
     if tuple(box) != (x1, y1, x2, y2) or x2 <= x1 or y2 <= y1: raise ConfigError(explain(f'a crop needs a box of whole pixels with an inside, not {tuple(box)}'))
     if not isinstance(m, dict):
