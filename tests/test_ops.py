@@ -316,7 +316,7 @@ row("sample_masks", probabilities, lambda kw, p, b: cv.sample_masks(p, b, (60, 8
 
 def logits(edge, dtype):
     n, m = count(edge, 5), 1 if edge == "one" else 10
-    x = (rand(n, m, m) - 0.5) * (largest(dtype) if edge == "huge" else 8)
+    x = rand(n, m, m) * largest(dtype) if edge == "huge" else (rand(n, m, m) - 0.5) * 8
     if edge == "degenerate":
         x[0] = 0
     if edge == "nan":

@@ -3303,6 +3303,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'visdet/models/two_stage.py'),
                                          'visdet.models.two_stage._rows_of': ( 'models/two_stage.html#_rows_of',
                                                                                'visdet/models/two_stage.py')},
+            'visdet.models.vfnet': {'visdet.models.vfnet.vfnet': ('models/vfnet.html#vfnet', 'visdet/models/vfnet.py')},
             'visdet.models.yolox': { 'visdet.models.yolox._collect': ('models/yolox.html#_collect', 'visdet/models/yolox.py'),
                                      'visdet.models.yolox._dialect': ('models/yolox.html#_dialect', 'visdet/models/yolox.py'),
                                      'visdet.models.yolox._folded': ('models/yolox.html#_folded', 'visdet/models/yolox.py'),
