@@ -138,7 +138,7 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(dim, *args, **kwargs) for _ in range(n))
-        self.ref_point_head, self.norm = (BoxPosition(dim), nn.LayerNorm(dim)) if from_box else (None, None)
+        self.ref_point_head, self.post_norm = (BoxPosition(dim), nn.LayerNorm(dim)) if from_box else (None, None)
 
     def forward(self,
         x:torch.Tensor, # (B,Q,C) content of the queries
@@ -151,7 +151,7 @@ class Decoder(nn.Module):
         blocked:torch.Tensor=None, # (Q,Q) bool, True where a query (row) may not see another
         branches=None, # One correction (B,Q,C) -> (B,Q,4) for each layer; None keeps the references
     )->tuple: # features of each layer; references before the first and after each layer
-        feats, outs, dino = [], [refs], self.norm is not None
+        feats, outs, dino = [], [refs], self.post_norm is not None
         both = torch.cat([ratios]*(refs.shape[-1]//2), -1)[:,None]
         for i,f in enumerate(self.layers):
             r = refs[:,:,None]*both
@@ -159,5 +159,5 @@ class Decoder(nn.Module):
             new = refs if branches is None else refine(branches[i](x), refs, 1e-3 if dino else 1e-5)
             if new.shape[-1] != refs.shape[-1]: both = torch.cat([ratios]*2, -1)[:,None]
             refs = new.detach() if branches is not None else new
-            feats.append(self.norm(x) if dino else x); outs.append(new if dino else refs)
+            feats.append(self.post_norm(x) if dino else x); outs.append(new if dino else refs)
         return feats, outs
