@@ -56,6 +56,8 @@ class DetDL(TfmdDL):
     ):
         if on_error not in ('raise', 'skip'): raise ConfigError(explain(f'on_error={on_error!r}', fix="Use 'raise' or 'skip'"))
         if not shuffle and (sampler is not None or n_iters is not None): raise ConfigError(explain('a sampler and n_iters are for training', where='DetDL', fix='Set shuffle=True, or leave them out'))
+        if sampler is not None and not hasattr(sampler, 'rows'): raise ConfigError(explain(f'{type(sampler).__name__} is not a sampler', where='DetDL', fix='Give an EpochSampler, or an object with rows(epoch) and a length'))
+        if bs<1: raise ConfigError(explain(f'bs={bs}', where='DetDL', fix='Give a positive number of images'))
         if n_iters is not None and n_iters<1: raise ConfigError(explain(f'n_iters={n_iters}', where='DetDL', fix='Give a positive number of batches'))
         self.seed,self.pad,self.group,self.on_error,self.epoch,self.sampler,self.n_iters,self.ranks = seed,pad,group,on_error,epoch,sampler,n_iters,ranks
         self._now,self._start,self._peeks,self.skipped = epoch,0,[0],[]
