@@ -56,7 +56,7 @@ def in_process():
     return call
 
 
-COMMANDS = "demo train validate predict preflight models data bench kernels config".split()
+COMMANDS = "demo train validate predict preflight models data bench kernels config dev".split()
 
 
 def test_help_and_version_are_light():

@@ -44,6 +44,7 @@ def _run(args):
         elif args.command == 'bench': from visdet.cli.bench import run_bench as f
         elif args.command == 'kernels': from visdet.cli.kernels import run_kernels as f
         elif args.command == 'config': from visdet.cli.config import run_config as f
+        elif args.command == 'dev': from visdet.cli.dev import run_dev as f
         elif args.command == 'convert': from visdet.cli.convert import run_convert as f
         else:
             if args.command in ('train', 'preflight'): from visdet.cli import train as commands

@@ -25,7 +25,7 @@ class _Table(BaseModel): model_config = ConfigDict(extra='forbid', strict=True)
 class _Part(_Table): mmdet: str; status: _Status; visdet: str = ''; why: str = ''; test: str|list[str] = ''; renamed: dict[str, str] = {}; refused: list[str] = []
 class _Open(_Table): kind: str; names: list[str]; why: str; status: Literal['open', 'not taken'] = 'open'
 class _File(_Table): mmdet: str|list[str]; status: _Status; why: str = ''; test: str|list[str] = ''
-class _Ledger(_Table): package: str = 'mmdet'; version: str = ''; everywhere: dict[str, str] = {}; part: list[_Part] = []; open: list[_Open] = []; file: list[_File] = []
+class _Ledger(_Table): package: str = 'mmdet'; version: str = ''; everywhere: dict[str, str] = {}; renamed: dict[str, str] = {}; part: list[_Part] = []; open: list[_Open] = []; file: list[_File] = []
 
 def _list(o): return [] if not o else [o] if isinstance(o, str) else list(o)
 def _claims(o): return o.status in ('same numbers', 'equivalent')
@@ -174,10 +174,11 @@ def _signature(obj):
 def _row(part, led, name, default, mine):
     "One parameter of MMDetection in visdet: (its name there, its default there, what became of it)"
     if name in part.refused: return '', '', 'refused'
-    own = part.renamed.get(name, name)
+    own = part.renamed.get(name) or (name if name in mine else led.renamed.get(name, name))
     if own not in mine: return '', '', 'not offered' if name in led.everywhere else 'absent'
-    same = (default is None) == (mine[own] is None) and (default is None or _default(default) == _default(mine[own]))
-    return own, mine[own], ('renamed' if own != name else 'same') if same else 'other default'
+    if default is None or mine[own] is None: state = 'same' if default == mine[own] else 'optional' if default is None else 'required'
+    else: state = 'same' if _default(default) == _default(mine[own]) else 'other default'
+    return own, mine[own], 'renamed' if (state, own != name) == ('same', True) else state
 
 # %% ../../nbs/config/933_parity.ipynb #8d1123ec
 def compare_parameters(
