@@ -9,7 +9,7 @@ from golden import DetectorCase, detectors
 from visdet.data.targets import make_targets
 from visdet.models.zoo import create_model
 
-NAMES = "atss", "gfl"
+NAMES = "atss", "gfl", "vfnet"
 TOL = 1e-4
 RULES = [
     (r"body\.net\.", "backbone."),
@@ -21,9 +21,14 @@ RULES = [
 ]
 LAST = dict(
     atss=[(r"head\.(cls|reg)\.", r"bbox_head.atss_\1."), (r"head\.ctr\.", "bbox_head.atss_centerness.")],
+    vfnet=[
+        (r"head\.(cls|reg|fine)_star\.", lambda m: f"bbox_head.vfnet_{'reg_refine' if m[1] == 'fine' else m[1]}_dconv."),
+        (r"head\.fine\.", "bbox_head.vfnet_reg_refine."),
+        (r"head\.(cls|reg|reg_conv)\.", r"bbox_head.vfnet_\1."),
+    ],
     gfl=[(r"head\.(cls|reg)\.", r"bbox_head.gfl_\1."), (r"head\.integral\.", "bbox_head.integral.")],
 )
-ARGS = dict(atss={}, gfl={})
+ARGS = dict(atss={}, gfl={}, vfnet={})
 TERMS = dict(loss_cls="cls", loss_bbox="box", loss_centerness="ctr", loss_dfl="dfl", loss_bbox_rf="fine")
 
 
@@ -79,7 +84,7 @@ def test_maps(case):
 
 def seen(case, raw):
     "What the head gives in MMDetection, in its order"
-    return [raw[k] for k in ("cls", "reg", "ctr") if k in raw]
+    return [raw[k] for k in ("cls", "fine" if "fine" in raw else "reg", "ctr") if k in raw]
 
 
 @pytest.mark.parametrize("case", detectors(*NAMES))

@@ -103,7 +103,7 @@ def decode(self:AdaptiveHead, raw:dict, sizes, vocab:list=None)->list: # One `De
 @torch.no_grad()
 def oracle(self:AdaptiveHead, raw:dict, targets)->dict: # `raw` as a perfect head would give it
     "Raw outputs that say exactly what the assigner asks for"
-    ps, match = AdaptiveHead.assign(self, raw, targets)
+    ps, match = self.assign(raw, targets)
     b, i, w, p, s, gt = self.rows(ps, match, targets)
     new = lambda k,v: torch.full((*match.shape, k), v, device=match.device)
     vals = dict(cls=new(self.num_classes, -12.)); vals[self.final] = new(self.width, 0.)
