@@ -40,7 +40,7 @@ BODY_KEYS = [ # (is it this body?, rules, pattern of the first convolution, its 
 def _body_rules(net):
     "The row of `BODY_KEYS` of a body"
     row = next((o[1:] for o in BODY_KEYS if o[0](net)), None)
-    if row is None: raise ConfigError(explain('there are no rules for the weights of this body', where=type(net).__name__, fix='Bodies that come over are ResNet, ResNeXt, Res2Net, RegNet, Swin and CSPDarknet'))
+    if row is None: raise ConfigError(explain('there are no rules for the weights of this body', where=type(net).__name__, fix='Bodies that come over are ResNet, ResNeXt, Res2Net, RegNet, Swin, HRNet, MobileNetV2, EfficientNet, PVTv2, VGG, Darknet and CSPDarknet, in the form of detectors'))
     return row
 
 # %% ../../nbs/models/464_mmdet_keys.ipynb #e04d29ac
@@ -80,12 +80,15 @@ class KeyRow:
         "A tensor of a checkpoint in visdet's layout"
         if self.how == 'reshape' and v.numel() == like.numel() and v.shape[0] == like.shape[0]: return v.reshape(like.shape)
         if self.how == 'merge': return _merged(v, False)
+        if self.how == 'linear': return v.reshape(v.shape[:2]) if v.ndim == 4 else v
+        if self.how in ('first', 'rest'): n = len(v)//3; return v[:n] if self.how == 'first' else v[n:]
         return _swapped(v, self.how)
 
     def give(self, v): # Ours as it is there
         "visdet's tensor in MMDetection's layout"
         if self.how == 'reshape': return v.flatten(1)
         if self.how == 'merge': return _merged(v, True)
+        if self.how == 'linear': return v[...,None,None] if v.ndim == 2 else v
         if self.how == 'row': return v[self.row].clone()
         return _swapped(v, self.how)
 
@@ -162,5 +165,6 @@ def to_mmdet(
     mine, res = {k: v.detach().cpu() for k,v in model.state_dict().items()}, {}
     for r in key_table(model, bgr, rules):
         if r.how == 'constant': n = res[r.theirs.replace('index', 'bias_table')].shape[0]; res[r.theirs] = _position_index((round(n**.5)+1)//2)
+        elif r.how == 'rest': res[r.theirs] = torch.cat([res[r.theirs], mine[r.mine]])
         else: res[r.theirs] = r.give(mine[r.mine]).contiguous()
     return res

@@ -11,6 +11,7 @@ import re, torch
 from torch import nn
 import torch.nn.functional as F
 from timm.layers import DropPath
+from timm.models.pvt_v2 import PyramidVisionTransformerStage
 from timm.models.swin_transformer import SwinTransformerBlock
 from ..core.basics import ConfigError, explain, unknown
 
@@ -74,11 +75,23 @@ def det_windows(
     return NormedMaps(net)
 
 # %% ../../nbs/nn/308_variants.ipynb #5744b3f1
+def _plain_branches(net):
+    "A high-resolution network whose maps are its branches"
+    net.incre_modules = None
+    widths = net.stage4[-1].num_in_chs
+    for d,c in zip(net.feature_info.info[1:], widths): d['num_chs'] = c
+    return net
+
 def det_form(
-    net:nn.Module, # A Swin transformer or a Res2Net of timm
+    net:nn.Module, # A Swin transformer, a Res2Net, an HRNet or a pyramid vision transformer of timm
 )->nn.Module: # The network, or another one around it
     "The form that detectors are trained with, where it is not the classifier's"
     first = getattr(net, 'layer1', [None])[0]
+    if hasattr(net, 'incre_modules'): return _plain_branches(net)
+    if any(isinstance(o, PyramidVisionTransformerStage) for o in net.children()):
+        for o in net.modules():
+            if isinstance(o, nn.LayerNorm): o.eps = 1e-6
+        return net
     if not hasattr(first, 'convs'): return det_windows(net)
     first.pool = None
     return net
