@@ -13,7 +13,7 @@ from ..core.basics import ConfigError, explain
 def _resize(model, size):
     "The rule for resizing: the user's, or the configuration's"
     from visdet.data.transforms import Resize
-    if size: return Resize((round(size*1333/800), size), 'keep_ratio')
+    if size: model.mmdet_pad = None; return Resize((round(size*1333/800), size), 'keep_ratio')
     if model.mmdet_resize is None: raise ConfigError(explain('the configuration does not say how images are resized', fix='Pass --size, the shorter side in pixels'))
     return model.mmdet_resize
 

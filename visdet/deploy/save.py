@@ -40,13 +40,14 @@ def _spec(model):
 
 def model_card(
     learn, # A learner, or a detector
-    resize=None, # Resize rule with `scale` and `how`; the learner's own by default
+    resize=None, # Resize rule with `scale` and `how`; by default the learner's own, or that of the configuration of MMDetection a model came from
     pad=None, # Sides of a batch are multiples of this; the learner's own by default
     metrics:dict=None, # Name -> number; those of the last epoch by default
 )->dict: # JSON values only
     "What has to be known about a model to use it"
     dls = getattr(learn, 'dls', None); model = learn.model if dls is not None else learn
-    resize = resize or getattr(dls, 'resize', None); pad = pad or getattr(getattr(dls, 'valid', None), 'pad', 32)
+    resize = resize or getattr(dls, 'resize', None) or getattr(model, 'mmdet_resize', None)
+    pad = pad or getattr(getattr(dls, 'valid', None), 'pad', None) or getattr(model, 'mmdet_pad', None) or 32
     if resize is None: raise ConfigError(explain('how shall images be resized for this model?', where='save_model', fix='Save a learner, or pass `resize=Resize(...)`'))
     if model.vocab is None: raise ConfigError(explain('the model has no class names', where='save_model', fix='Set `model.vocab`, or build it with `vocab=[...]`'))
     mean, std = model.norm

@@ -135,6 +135,7 @@ def mmdet_args(
 # %% ../../nbs/models/470_mmdet.ipynb #f0363ab4
 def _fill(model, state, report, strict):
     "Put the tensors into the model and the rest into the report"
+    if (own := family_of(report.entry[0]).state): state = own(model, state)
     got, report.rows, report.missing, report.unused, report.shapes = take_keys(model, state, report.bgr)
     bad = report.problems()
     if bad and strict: raise CheckpointError(explain('the checkpoint does not come over whole: '+'; '.join(bad), where=report.entry[0], fix='Check that configuration and checkpoint belong together; `strict=False` loads what fits and lists the rest in `model.mmdet_report`'))

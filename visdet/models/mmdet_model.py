@@ -23,6 +23,7 @@ class Family:
     keys:tuple # Rules for the names of tensors outside the body, see `visdet.models.mmdet_keys`
     when:object=None # f(section) -> bool: is it this family, if several have the class?
     norm:object=None # f(model, preprocessor): sets the normalisation in another way than mean and deviation of the body
+    state:object=None # f(model, state dict) -> state dict: takes other origins' names to MMDetection's
     first:int=4 # Stride of the first map that the backbone gives out there
     outputs:object=None # f(model, feats, x, proposals) -> {MMDetection's name: tensor}, where the common ones do not apply
 
