@@ -37,18 +37,24 @@ def rtmdet_parts(
     channels:int=None, # Channels of the pyramid; 256 times `width` by default
     num_blocks:int=None, # Blocks of each partial stage of the neck; 3 times `depth` by default
     act:str='silu', # Activation
+    arch:str='P5', # Stages of the body, see `CSPNeXt`
+    gate:bool=True, # Attention over the channels in the body?
+    eps:float=1e-5, # Of the batch norms
+    momentum:float=.1, # Of the batch norms
 )->tuple: # Body, neck, what makes distances
     "Body and neck of an RTMDet"
     if size not in RTMDET_SIZES: raise ConfigError(unknown('size', size, RTMDET_SIZES))
     d, w, reg = RTMDET_SIZES[size]; depth, width = depth or d, width or w
     if body is None:
         if pretrained or nodes: raise ConfigError(explain("RTMDet's own body has no ImageNet weights to fetch and no nodes to choose", where='rtmdet', fix='Load a checkpoint of MMDetection, or pass a timm name as `body`'))
-        body = CSPNeXt(depth, width, act=act, in_chans=in_chans)
+        if arch not in ('P5', 'P6'): raise ConfigError(unknown('arch', arch, ['P5', 'P6']))
+        stages = (2,3,4) if arch == 'P5' else (2,3,4,5)
+        body = CSPNeXt(depth, width, stages, arch=arch, act=act, eps=eps, momentum=momentum, gate=gate, in_chans=in_chans)
         plain = out is None and not frozen_stages and norm == 'bn' and in_chans == 3
-        body = csp_body(body) if plain else create_body(body, None, out or (8,16,32), False, None, in_chans, frozen_stages, norm, strict=out is not None)
+        body = csp_body(body) if plain else create_body(body, None, out or tuple(2**(o+1) for o in stages), False, None, in_chans, frozen_stages, norm, strict=out is not None)
     else: body = create_body(body, nodes, out or (8,16,32), pretrained, None, in_chans, frozen_stages, norm, strict=out is not None)
     n = max(round(3*depth), 1) if num_blocks is None else num_blocks
-    return body, CSPNeXtPAFPN(body.channels, body.strides, channels or int(256*width), n, act=act), reg
+    return body, CSPNeXtPAFPN(body.channels, body.strides, channels or int(256*width), n, act=act, eps=eps, momentum=momentum), reg
 
 # %% ../../nbs/models/447_rtmdet.ipynb #740758b1
 @entry()
@@ -75,6 +81,11 @@ def rtmdet(
     reg:Literal['linear', 'exp', 'relu']=None, # What makes distances of raw numbers
     scales:bool=False, # A learned factor of the distances for each level?
     ks:Count=1, # Kernel of the last layers
+    arch:Literal['P5', 'P6']='P5', # Stages of CSPNeXt: four, with maps of strides 8, 16 and 32 | five, with 64 besides
+    gate:bool=True, # Attention over the channels in CSPNeXt?
+    eps:Positive=1e-5, # Of the batch norms
+    momentum:Positive=.1, # Of the batch norms
+    head_norm:Literal['bn', 'gn']='bn', # Norms of the head; 'gn' has 32 groups
     topk:Count=13, # Predictions whose overlaps say how many places learn an object
     box_weight:Amount=2., # Factor of the box term
     score_thr:Share=.001, # Least score of a detection
@@ -85,8 +96,8 @@ def rtmdet(
 )->Detector:
     "RTMDet over its own body or any other"
     n, vocab = class_table(num_classes, vocab)
-    body, neck, how = rtmdet_parts(size, depth, width, body, pretrained, nodes, in_chans, frozen_stages, norm, out, channels, num_blocks, act)
-    head = RTMDetHead(neck.channels[0], n, neck.strides, neck.channels[0], num_convs, own_convs, own_norms, True, objectness, reg or how, scales, ks, act=act,
+    body, neck, how = rtmdet_parts(size, depth, width, body, pretrained, nodes, in_chans, frozen_stages, norm, out, channels, num_blocks, act, arch, gate, eps, momentum)
+    head = RTMDetHead(neck.channels[0], n, neck.strides, neck.channels[0], num_convs, own_convs, own_norms, True, objectness, reg or how, scales, ks, head_norm, act, eps, momentum,
         assigner=DynamicSoftLabelAssigner(topk=topk), box_weight=box_weight, score_thr=score_thr, nms_thr=nms_thr, pre=pre, max_num=max_num, min_size=min_size)
     return Detector(body, neck, head, vocab)
 

@@ -43,6 +43,11 @@ def rtmdet_ins(
     reg:Literal['linear', 'exp', 'relu']='relu', # What makes distances of raw numbers
     scales:bool=False, # A learned factor of the distances for each level?
     ks:Count=1, # Kernel of the last layers
+    arch:Literal['P5', 'P6']='P5', # Stages of CSPNeXt: four, with maps of strides 8, 16 and 32 | five, with 64 besides
+    gate:bool=True, # Attention over the channels in CSPNeXt?
+    eps:Positive=1e-5, # Of the batch norms
+    momentum:Positive=.1, # Of the batch norms
+    head_norm:Literal['bn', 'gn']='bn', # Norms of the head; 'gn' has 32 groups
     topk:Count=13, # Predictions whose overlaps say how many places learn an object
     box_weight:Amount=2., # Factor of the box term
     prototypes:Count=8, # Channels of the map that masks are drawn from
@@ -60,8 +65,8 @@ def rtmdet_ins(
 )->Detector:
     "RTMDet with masks, over its own body or any other"
     n, vocab = class_table(num_classes, vocab)
-    body, neck, _ = rtmdet_parts(size, depth, width, body, pretrained, nodes, in_chans, frozen_stages, norm, out, channels, num_blocks, act)
-    head = RTMDetInsHead(neck.channels[0], n, neck.strides, neck.channels[0], num_convs, own_convs, own_norms, split, objectness, reg, scales, ks, act=act,
+    body, neck, _ = rtmdet_parts(size, depth, width, body, pretrained, nodes, in_chans, frozen_stages, norm, out, channels, num_blocks, act, arch, gate, eps, momentum)
+    head = RTMDetInsHead(neck.channels[0], n, neck.strides, neck.channels[0], num_convs, own_convs, own_norms, split, objectness, reg, scales, ks, head_norm, act, eps, momentum,
         assigner=DynamicSoftLabelAssigner(topk=topk), box_weight=box_weight, score_thr=score_thr, nms_thr=nms_thr, pre=pre, max_num=max_num, min_size=min_size,
         prototypes=prototypes, hidden=hidden, layers=layers, mask_stride=mask_stride, mask_weight=mask_weight, mask_eps=mask_eps, mask_thr=mask_thr)
     return Detector(body, neck, head, vocab)
