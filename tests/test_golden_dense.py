@@ -9,7 +9,7 @@ from golden import DetectorCase, detectors
 from visdet.data.targets import make_targets
 from visdet.models.zoo import create_model
 
-NAMES = "atss", "gfl", "vfnet"
+NAMES = "atss", "gfl", "vfnet", "tood"
 TOL = 1e-4
 RULES = [
     (r"body\.net\.", "backbone."),
@@ -26,9 +26,17 @@ LAST = dict(
         (r"head\.fine\.", "bbox_head.vfnet_reg_refine."),
         (r"head\.(cls|reg|reg_conv)\.", r"bbox_head.vfnet_\1."),
     ],
+    tood=[
+        (r"head\.stack\.", "bbox_head.inter_convs."),
+        (r"head\.(cls|reg)_part\.attention\.", r"bbox_head.\1_decomp.layer_attention."),
+        (r"head\.(cls|reg)_part\.reduce\.", r"bbox_head.\1_decomp.reduction_conv."),
+        (r"head\.(cls|reg)\.", r"bbox_head.tood_\1."),
+        (r"head\.agree\.", "bbox_head.cls_prob_module."),
+        (r"head\.shift\.", "bbox_head.reg_offset_module."),
+    ],
     gfl=[(r"head\.(cls|reg)\.", r"bbox_head.gfl_\1."), (r"head\.integral\.", "bbox_head.integral.")],
 )
-ARGS = dict(atss={}, gfl={}, vfnet={})
+ARGS = dict(atss={}, gfl={}, vfnet={}, tood={})
 TERMS = dict(loss_cls="cls", loss_bbox="box", loss_centerness="ctr", loss_dfl="dfl", loss_bbox_rf="fine")
 
 
@@ -84,6 +92,8 @@ def test_maps(case):
 
 def seen(case, raw):
     "What the head gives in MMDetection, in its order"
+    if case.id == "tood":
+        return [[o.sigmoid() for o in raw["cls"]], raw["reg"]]
     return [raw[k] for k in ("cls", "fine" if "fine" in raw else "reg", "ctr") if k in raw]
 
 

@@ -68,6 +68,10 @@ class Detector(nn.Module):
     def oracle(self, raw:dict, targets)->dict: return self.head.oracle(raw, targets)
     def select(self, raw:dict, i:int)->dict: return select_raw(raw, i)
 
+    def set_epoch(self, n:int): # How many epochs are over
+        "Tell the head, if it changes with time"
+        if hasattr(self.head, 'set_epoch'): self.head.set_epoch(n)
+
     def groups(self)->list: # Three lists of parameters
         "Parameters of body, neck and head, without frozen stages"
         own = {id(p) for m in (self.body, self.neck) for p in m.parameters()}
