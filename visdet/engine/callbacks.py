@@ -67,8 +67,10 @@ class DecodeCallback(Callback):
 
 # %% ../../nbs/engine/610_callbacks.ipynb #79286ed8
 class TargetsToModel(Callback):
-    "Keep `Targets` whole, and give them to models that need them in their forward"
+    "Keep `Targets` whole, give them to models that need them in their forward, and tell a model the epoch"
     order = 9.5
+    def before_epoch(self):
+        if hasattr(self.loss_func.model, 'set_epoch'): self.loss_func.model.set_epoch(self.epoch)
     def before_batch(self):
         if not len(self.yb): return
         t = self.yb[0] if isinstance(self.yb[0], Targets) else Targets(self.yb[0])
