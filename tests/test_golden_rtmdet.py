@@ -1,68 +1,48 @@
 "RTMDet, with masks and without, against figures recorded from MMDetection: raw outputs, detections, loss terms, gradients"
 import copy
 import functools
-import re
 
 import pytest
 import torch
 
 from golden import DetectorCase, detectors
+from visdet.core.basics import CheckpointError
 from visdet.data.targets import make_targets
-from visdet.models.rtmdet import rtmdet
-from visdet.models.rtmdet_ins import rtmdet_ins
+from visdet.models.certificate import certificate
+from visdet.models.mmdet import load_mmdet, to_mmdet
+from visdet.models.mmdet_keys import key_table
 
 NAMES = "rtmdet_s", "rtmdet-ins_s"
-NECK = dict(reduce="reduce_layers", top="top_down_blocks", down="downsamples", bottom="bottom_up_blocks", outs="out_convs")
-STEPS = dict(norm="bn", main="main_conv", short="short_conv", final="final_conv", depth="depthwise_conv", point="pointwise_conv", gate="attention")
-
-
-def steps(k):
-    return ".".join(STEPS.get(o, o) for o in k.split("."))
-
-
-def names(k, n=3, split=True):
-    "Names in MMDetection of a tensor of ours; the first is where it is kept, the others repeat it"
-    part, rest = k.split(".", 1)
-    if part == "body":
-        return ["backbone." + steps(re.sub(r"^net\.(?:stages\.(\d+))?", lambda m: f"stage{int(m[1]) + 1}" if m[1] else "", rest))]
-    name, i, rest = rest.split(".", 2)
-    if part == "neck":
-        return [f"neck.{NECK[name]}.{n - 2 - int(i) if name in ('reduce', 'top') else i}.{steps(rest)}"]
-    if name in ("cls", "reg", "kernel"):
-        return [f"bbox_head.rtm_{name}.{i}.{rest}"]
-    if name == "mask":
-        last = f"{i}.{rest}"
-        return ["bbox_head.mask_head." + steps(last.replace("fuse", "fusion_conv").replace("tower", "stacked_convs").replace("out.", "projection."))]
-    kind, (level, j, rest) = i, rest.split(".", 2)
-    tower = name.replace("_tower", "_convs")
-    levels = range(n) if kind == "convs" and name != "kernel_tower" else [level]
-    got = [f"bbox_head.{tower}.{v}.{j}.{'conv' if kind == 'convs' else 'bn'}.{rest}" for v in levels]
-    return got + [o.replace("cls_convs", "reg_convs") for o in got if not split and name == "cls_tower"]
-
 
 @functools.cache
 def loaded(name):
     "The case, the model with its weights, the normalised image, and what the model says of it"
     torch.set_num_threads(1)
-    case, split = DetectorCase(name), "ins" not in name
-    model = (rtmdet if split else rtmdet_ins)(80, size="s")
-    state, new, left = case.state(), {}, set(case.state())
-    for k in model.state_dict():
-        if k == "body.net.shift":
-            new[k] = torch.zeros(())
-            continue
-        ns = names(k, split=split)
-        assert all(torch.equal(state[o], state[ns[0]]) for o in ns), k
-        new[k] = state[ns[0]]
-        left -= set(ns)
-    assert not left, left
-    stem = "body.net.stem.0.conv.weight"
-    new[stem] = new[stem].flip(1)
-    model.load_state_dict(new)
+    case = DetectorCase(name)
+    model = load_mmdet(case.config, case.state())
     mean, std = (torch.tensor(o)[:, None, None] for o in model.norm)
     x = (case.image()[None].float() / 255 - mean) / std
     with torch.no_grad():
-        return case, model.eval(), x, model(x)
+        return case, model, x, model(x)
+
+
+@pytest.mark.parametrize("case", detectors(*NAMES))
+def test_keys_and_certificate(case):
+    "Every tensor comes over and goes back, shared ones under all their names; and the certificate agrees"
+    case, model, _, _ = loaded(case.id)
+    assert not model.mmdet_report.problems()
+    back, state = to_mmdet(model), case.state()
+    assert set(back) == set(state) and all(torch.equal(back[k], v) for k, v in state.items())
+    c = certificate(model, golden=case._file.with_suffix(".npz"))
+    assert c.ok and c["worst"] <= 1e-4 and len(c["outputs"]) == (16 if "ins" in case.id else 12)
+
+
+@pytest.mark.parametrize("case", detectors("rtmdet-ins_s"))
+def test_copies_that_differ_are_refused(case):
+    state = case.state()
+    state["bbox_head.reg_convs.1.0.conv.weight"] = state["bbox_head.reg_convs.1.0.conv.weight"] + 1
+    with pytest.raises(CheckpointError, match="twin"):
+        load_mmdet(case.config, state)
 
 
 @pytest.mark.parametrize("case", detectors(*NAMES))
@@ -129,7 +109,8 @@ def test_losses_and_gradients(case):
         exact = twin.loss(twin(y), t)
     for k, v in want.items():
         assert exact[k].item() == pytest.approx(v, rel=5e-5), k
-    norms = {names(k, split="ins" not in case.id)[0]: p.grad.norm() for k, p in model.named_parameters()}
+    theirs = {o.mine: o.theirs for o in reversed(key_table(model))}
+    norms = {theirs[k]: p.grad.norm() for k, p in model.named_parameters()}
     got, want = torch.stack([norms[k] for k in case.doc["grad_names"]]), case.array("grad.norms")
     assert len(norms) == len(want)
     off = (got - want).abs() / (want + 1e-3 * want.max())
