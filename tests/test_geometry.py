@@ -29,7 +29,7 @@ def golden(request):
     root = Path(os.environ.get("VISDET_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")).parent
     folder = root / "mmdet" / "golden" / "components"
     if not folder.is_dir():
-        pytest.skip("no recorded figures here")
+        pytest.skip("no recorded figures here: set VISDET_GOLDEN")
 
     def load(group):
         return json.loads((folder / f"{group}.json").read_text())["cases"], np.load(folder / f"{group}.npz")

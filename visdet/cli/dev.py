@@ -47,6 +47,7 @@ def _parity_text(r, marks=False):
     told = dict(passed='by results of tests', collected='by the existence of tests').get(r['tests'], 'without looking at tests')
     states = Counter(o['state'] for o in r['parameters'])
     out.append(f"{r['claims']} claims, checked {told}.\nParameters of claimed parts: {', '.join(f'{n} {s}' for s,n in states.most_common())}.")
+    if r['skipped']: out.append(f"{len(r['skipped'])} claims are not proved here, because their tests were skipped: {', '.join(r['skipped'][:6])}{', ...' if len(r['skipped']) > 6 else ''}")
     if r['changes']: out.append('Otherwise than recorded:\n' + '\n'.join(f'- {o}' for o in r['changes']))
     rows = sorted((o.sort, o.name, o.text) for o in r['problems'])
     out.append(f"{len(rows)} problem{'s' if len(rows) > 1 else ''}:\n{table(('', 'entry', 'what is wrong'), rows)}" if rows else 'No problems.')
@@ -77,7 +78,7 @@ def _coverage_text(r, marks=False):
     share = lambda a, b: f'{a/b:.0%}' if b else '-'
     out = [table(('file', 'changed', 'run', 'share', 'lines that did not run'), [(o['file'], o['changed'], o['ran'], share(o['ran'], o['changed']), o['lines']) for o in r['files']])]
     out.append(f"{r['ran']} of {r['changed']} statements changed since {r['against']} have run: {share(r['ran'], r['changed'])}.")
-    out += [f"{what}: {', '.join(r[k])}" for k,what in (('failed', 'Notebooks that failed'), ('left', 'Notebooks not run for lack of time'), ('unmeasured', 'Loaded before measuring began')) if r[k]]
+    out += [f"{what}: {', '.join(r[k][:12])}{f' and {len(r[k])-12} more' if len(r[k]) > 12 else ''}" for k,what in (('failed', 'Notebooks that failed'), ('left', 'Notebooks not run for lack of time'), ('unmeasured', 'Imported by no test that was measured')) if r[k]]
     return '\n\n'.join(out)
 
 def _coverage(args):

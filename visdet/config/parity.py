@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'Problem', 'read_ledger', 'check_names', 'find_objects', 'test_key', 'read_results', 'collect_tests',
-           'cited', 'check_tests', 'compare_parameters', 'ledger_rows', 'count_statuses', 'find_checkout',
-           'surface_changes', 'check_parity']
+           'cited', 'check_tests', 'skipped_claims', 'compare_parameters', 'ledger_rows', 'count_statuses',
+           'find_checkout', 'surface_changes', 'check_parity']
 
 # %% ../../nbs/config/933_parity.ipynb #86ee7eca
 import ast, importlib, inspect, re, subprocess, sys, tomllib
@@ -157,6 +157,13 @@ def check_tests(
     "Claims that no test proves"
     return [Problem('not proved', o.mmdet if isinstance(o.mmdet, str) else ', '.join(o.mmdet), why) for o in led.part+led.file if _claims(o) or o.test for t in _list(o.test) if (why := _unproved(o, t, outcomes, allow))]
 
+def skipped_claims(
+    led:BaseModel, # From `read_ledger`
+    outcomes:dict, # From `read_results`
+)->list: # Names of entries
+    "Claims of which some cited test was skipped in all its cases, so that nothing proves them here"
+    return [o.mmdet if isinstance(o.mmdet, str) else o.mmdet[0] for o in led.part+led.file if _claims(o) and any((got := cited(t, outcomes)) and all(v.startswith('skipped') for v in got.values()) for t in _list(o.test))]
+
 # %% ../../nbs/config/933_parity.ipynb #7d186b16
 def _default(text):
     "The value of a default that is written as a literal, else its text"
@@ -251,7 +258,7 @@ def check_parity(
     other:dict=None, # A surface to check against; the recorded one if None
     allow:str=None, # Text of a reason for which cited tests may have been skipped
     tests:bool=True, # Look at tests at all?
-)->dict: # problems, counts, parameters, changes, tests
+)->dict: # problems, counts, parameters, changes, skipped, tests, claims
     "Check the ledger of a checkout"
     root = Path(root); led, kept = read_ledger(root/'tests/parity.toml'), load_surface(root/'tests/mmdet_surface.json')
     surface = (other | dict(tests=kept['tests'])) if other else kept
@@ -259,4 +266,4 @@ def check_parity(
     if results: found = read_results(results)
     elif tests: found = collect_tests(root, [t.split('::')[0] for o in led.part+led.file for t in _list(o.test)])
     bad = check_names(led, surface) + bad + false + (check_tests(led, found, allow) if tests or results else [])
-    return dict(problems=bad, counts=count_statuses(ledger_rows(led, surface)), parameters=rows, changes=surface_changes(kept, other) if other else [], tests='passed' if results else 'collected' if tests else 'not looked at', claims=sum(map(_claims, led.part)))
+    return dict(problems=bad, counts=count_statuses(ledger_rows(led, surface)), parameters=rows, changes=surface_changes(kept, other) if other else [], skipped=skipped_claims(led, found), tests='passed' if results else 'collected' if tests else 'not looked at', claims=sum(map(_claims, led.part)))
