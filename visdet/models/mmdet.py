@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from ..core.basics import CheckpointError, ConfigError, explain
 from .mmdet_map import Ledger, close, plain_list
 from .mmdet_model import family_of, map_model
-from . import mmdet_dense, mmdet_two_stage, mmdet_yolo
+from . import mmdet_dense, mmdet_query, mmdet_two_stage, mmdet_yolo
 from .mmdet_keys import *
 from .detector import Detector
 from .zoo import create_model
