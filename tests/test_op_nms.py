@@ -128,7 +128,7 @@ def golden():
     root = Path(os.environ.get("VISDET_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")).parent
     folder = root / "mmdet" / "golden" / "components"
     if not folder.is_dir():
-        pytest.skip("no recorded figures here")
+        pytest.skip("no recorded figures here: set VISDET_DATA")
     z = np.load(folder / "nms.npz")
     get = lambda k: torch.from_numpy(z[k])
     return [(c, c["args"], {n: get(f"{c['id']}.in.{n}") for n in c["inputs"] if f"{c['id']}.in.{n}" in z}, {n: get(f"{c['id']}.out.{n}") for n in c["outputs"] if f"{c['id']}.out.{n}" in z}) for c in json.loads((folder / "nms.json").read_text())["cases"]]

@@ -19,7 +19,7 @@ from visdet.data.voc import read_voc, write_voc
 from visdet.data.yolo import read_yolo, write_yolo
 
 DATA = Path(os.environ.get('VISDET_DATA', Path(__file__).resolve().parents[2]/'shared'/'data'))
-def need(name): return pytest.mark.skipif(not (DATA/name).is_dir(), reason=f'{name} is not here')
+def need(name): return pytest.mark.skipif(not (DATA/name).is_dir(), reason=f'{name} is not here: set VISDET_DATA')
 quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 def books(r):

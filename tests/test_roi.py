@@ -105,7 +105,7 @@ def test_recorded(request):
     root = Path(os.environ.get("VISDET_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")).parent
     folder = root / "mmdet" / "golden" / "components"
     if not folder.is_dir():
-        pytest.skip("no recorded figures here")
+        pytest.skip("no recorded figures here: set VISDET_DATA")
     cases, z = json.loads((folder / "roi.json").read_text())["cases"], np.load(folder / "roi.npz")
     feats = [torch.from_numpy(z[f"c00.in.feat.{i}"]) for i in range(4)]
     seen = 0
