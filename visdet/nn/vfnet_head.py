@@ -99,21 +99,24 @@ class VFNetHead(AdaptiveHead):
         alpha = (.75 if use_vfl else .25) if alpha is None else alpha
         self.vfl, self.focal = VarifocalLoss(alpha, gamma, iou_weighted, 'sum') if use_vfl else None, dict(alpha=alpha, gamma=gamma)
 
-    def _level(self, x, i):
-        "Class map, first and refined distances of a level"
-        c, r, s = self.cls_tower(x), self.reg_tower(x), self.strides[i]
-        reach = lambda o: o.float().clamp(max=10.).exp() # Beyond any image
-        d = reach(self.scale(self.reg(self.reg_conv(r)), i))*self.units[i]
-        star = star_offsets(d/s, self.grad_share)
-        fine = reach(self.fine_scale(self.fine(self.fine_star(r, star).relu()), i))*d.detach()
-        return self.cls(self.cls_star(c, star).relu()), d, fine
-
-    def forward(self, feats, images)->dict: # cls: maps (B,K,h,w); reg, fine: maps (B,4,h,w) in pixels; shape
-        cls, reg, fine = map(list, zip(*(self._level(x, i) for i,x in enumerate(feats))))
-        return dict(cls=cls, reg=reg, fine=fine, shape=shape_rows(images))
-
     def boxes(self, p, reg, s): return self.coder.decode(middles(p), reg)
     def codes(self, p, boxes, s): return self.coder.encode(middles(p), boxes)
+
+# %% ../../nbs/nn/367_vfnet_head.ipynb #441c8b89
+@patch
+def _level(self:VFNetHead, x, i):
+    "Class map, first and refined distances of a level"
+    c, r, s = self.cls_tower(x), self.reg_tower(x), self.strides[i]
+    reach = lambda o: o.float().clamp(max=10.).exp() # Beyond any image
+    d = reach(self.scale(self.reg(self.reg_conv(r)), i))*self.units[i]
+    star = star_offsets(d/s, self.grad_share)
+    fine = reach(self.fine_scale(self.fine(self.fine_star(r, star).relu()), i))*d.detach()
+    return self.cls(self.cls_star(c, star).relu()), d, fine
+
+@patch
+def forward(self:VFNetHead, feats, images)->dict: # cls: maps (B,K,h,w); reg, fine: maps (B,4,h,w) in pixels; shape
+    cls, reg, fine = map(list, zip(*(self._level(x, i) for i,x in enumerate(feats))))
+    return dict(cls=cls, reg=reg, fine=fine, shape=shape_rows(images))
 
 # %% ../../nbs/nn/367_vfnet_head.ipynb #aaf7498f
 @patch
