@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 import timm, torch
 from torch import nn
+from timm.layers import BatchNormAct2d
 from timm.models import adapt_input_conv
 from typing import Literal
 from ..core.basics import CheckpointError, ConfigError, explain, nearest, unknown
@@ -82,7 +83,7 @@ def cut_body(
     if bad: raise ConfigError(unknown('node', bad[0], known))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore'); return create_feature_extractor(net, {n: n for n in nodes})
+            warnings.simplefilter('ignore'); return create_feature_extractor(net, {n: n for n in nodes}, tracer_kwargs=dict(leaf_modules=[BatchNormAct2d])) # Norms stay modules, so that they can be frozen
     except Exception as e:
         raise ConfigError(explain(f'the network cannot be traced ({type(e).__name__}: {e})', where=type(net).__name__, fix='Pass a module that returns a list of feature maps')) from e
 
@@ -232,7 +233,7 @@ def create_body(
     if norm not in ('bn', 'frozen'): raise ConfigError(unknown('norm', norm, ['bn', 'frozen']))
     net, cfg, spare, chans = body, None, (), None
     if isinstance(body, str) and body.startswith('tv:'): net = _tv_net(body[3:], in_chans, pretrained); nodes = nodes or find_nodes(net, in_chans)
-    elif isinstance(body, str) and nodes: net, cfg = timm.create_model(body, pretrained=pretrained, in_chans=in_chans), timm.get_pretrained_cfg(body)
+    elif isinstance(body, str) and nodes: words, body = split_variant(body); net, cfg = vary(timm.create_model(body, pretrained=pretrained, in_chans=in_chans), words), timm.get_pretrained_cfg(body)
     elif isinstance(body, str): net, cfg = _timm_net(body, in_chans, pretrained); chans = net.feature_info.channels()
     if nodes: spare = list(net.state_dict()); net = cut_body(net, nodes)
     info = measure_body(net, in_chans, chans)

@@ -107,8 +107,19 @@ def drop_path(
     for i,o in enumerate(blocks): o.drop_path1, o.drop_path2 = (DropPath(r) if (r := rate*i/max(len(blocks)-1, 1)) else nn.Identity() for _ in range(2))
     return net
 
+# %% ../../nbs/nn/308_variants.ipynb #b7bb5416
+def _norm_constant(name):
+    "A form that sets a constant of all batch norms"
+    def f(net, value):
+        norms = [o for o in net.modules() if isinstance(o, nn.BatchNorm2d)]
+        if not norms or not 0 < value < 1: raise ConfigError(explain(f'{name}={value} cannot be set', where=type(net).__name__, fix='It needs a network with batch norms, and a number between 0 and 1'))
+        for o in norms: setattr(o, name, value)
+        return net
+    return f
+
 # %% ../../nbs/nn/308_variants.ipynb #503d39c2
-VARIANTS = dict(caffe=caffe_strides, dc5=dilate_last, det=det_form, drop=drop_path)
+VARIANTS = dict(caffe=caffe_strides, dc5=dilate_last, det=det_form, drop=drop_path, eps=_norm_constant('eps'), mom=_norm_constant('momentum'))
+_numbers = 'drop', 'eps', 'mom'
 
 def split_variant(
     name:str, # Such as 'caffe:resnet50'
@@ -119,7 +130,7 @@ def split_variant(
     for o in words:
         k, eq, v = o.partition('=')
         if k not in VARIANTS: raise ConfigError(unknown('form of a body', k, [*VARIANTS, 'tv']))
-        if (k == 'drop') != bool(re.fullmatch(r'\d*\.?\d+', v)): raise ConfigError(f'{o!r} before the name of a body: only drop has a number, as in drop=0.2')
+        if (k in _numbers) != bool(re.fullmatch(r'\d*\.?\d+(e-\d+)?', v)): raise ConfigError(f'{o!r} before the name of a body: only drop, eps and mom have a number, as in drop=0.2')
     return words, name
 
 def vary(
