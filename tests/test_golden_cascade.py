@@ -9,7 +9,8 @@ from golden import ROOT, DetectorCase
 from visdet.cv.sample_masks import sample_masks
 from visdet.data.targets import make_targets
 from visdet.models.cascade import cascade_mask_rcnn, cascade_rcnn
-from visdet.models.mmdet_keys import take_keys, to_mmdet
+from visdet.models.mmdet import to_mmdet
+from visdet.models.mmdet_keys import take_keys
 from visdet.nn.mask_head import cut_masks
 
 TOL = 1e-4

@@ -14,15 +14,19 @@ from typing import Literal
 from ..core.basics import ConfigError, explain
 from ..core.registry import entry
 from ..core.types import Amount, Count, Positive, Share, Whole
+from ..cv.coders import DeltaCoder
 from ..cv.roi import to_rois
 from .detector import *
 from .faster_rcnn import _stage_one
+from .two_stage import draw_rois
 from ..nn.assign import MaxIoUAssigner
 from ..nn.body import create_body
-from ..nn.cascade_head import CascadeHead, StageHead
+from ..nn.cascade_head import CascadeHead
 from ..nn.fpn import FPN
+from ..nn.region_kinds import BoxHeadName, SamplerName, make_box_head, make_sampler
+from ..nn.losses import BoxLoss, CodeLoss
 from ..nn.mask_head import MaskHead, mask_rows
-from ..nn.roi_head import assign_rois, sample_rois
+from ..nn.roi_head import assign_rois
 from ..nn.sample import RandomSampler
 
 # %% ../../nbs/models/435_cascade.ipynb #8c7b3dd2
@@ -41,11 +45,12 @@ class Cascade(Detector):
         sampler:RandomSampler=None, # Regions to learn from, 512 with a quarter of positives by default
         pre:tuple=(2000,1000), # Best anchors of a level before suppression, in training and else
         post:tuple=(2000,1000), # Proposals of an image, in training and else
+        ignore:float=None, # Leave out regions of which more than this lies in a crowd region
     ):
         super().__init__(body, neck, head, vocab)
         if not len(head.stages) == len(thrs) == len(weights): raise ConfigError(f'{len(head.stages)} stages need as many thresholds and weights, not {len(thrs)} and {len(weights)}')
         self.rpn, self.mask = rpn, nn.ModuleList(masks) if masks else None
-        self.assigners, self.weights, self.sampler = [MaxIoUAssigner(o, o, None) for o in thrs], tuple(weights), sampler or RandomSampler(512, .25)
+        self.assigners, self.weights, self.sampler = [MaxIoUAssigner(o, o, None, ignore=ignore) for o in thrs], tuple(weights), sampler or RandomSampler(512, .25)
         self.pre, self.post = tuple(pre), tuple(post)
         self.to(memory_format=torch.channels_last)
 
@@ -77,16 +82,21 @@ def _learn(self:Cascade, feats, props, targets):
     "For each stage a sample of regions, and what its heads make of them"
     steps, g = [], self.seeded(feats[0].device)
     for i,(stage,assigner) in enumerate(zip(self.head.stages, self.assigners)):
-        boxes, _, match, _ = assign_rois(props, targets, assigner)
-        rows = sample_rois(boxes, match, self.sampler, g)
+        found = assign_rois(props, targets, assigner)
+        rows = draw_rois(stage, feats, found, self.sampler, targets, g)
         cls, reg = stage(feats, rows['rois'])
         steps.append(dict(cls=cls, reg=reg, rows=rows, **self._masks(i, feats, rows, targets)))
-        if i == len(self.assigners)-1: break
-        N, M = match.shape[1], targets.boxes.shape[1]
-        ours = (rows['weight'] > 0) & (rows['row']%max(N, 1) < N-M)
-        moved = stage.moved(reg, rows['rois'], targets.sizes)[ours]
-        props = [moved[moved[:,0] == b,1:] for b in range(targets.bs)]
+        if i < len(self.assigners)-1: props = self._refined(stage, cls, reg, rows, found[2].shape[1], targets)
     return steps
+
+@patch
+def _refined(self:Cascade, stage, cls, reg, rows, N, targets):
+    "The sampled regions of each image where a stage moves them, but not the objects among them"
+    M, r, m = targets.boxes.shape[1], rows['rois'], rows['match']
+    best = cls.detach()[:,:-1].argmax(1)
+    lbl = torch.where(m >= 0, targets.labels[r[:,0].long(),m.clamp(min=0)].clamp(min=0), best) if M else best
+    moved = stage.moved(reg, r, targets.sizes, lbl)[(rows['weight'] > 0) & (rows['row']%max(N, 1) < N-M)]
+    return [moved[moved[:,0] == b,1:] for b in range(targets.bs)]
 
 @patch
 def _masks(self:Cascade, i, feats, rows, targets):
@@ -184,15 +194,22 @@ def cascade_rcnn(
     score_thr:Share=0.05, # Least score of a detection
     nms_thr:Share=0.5, # Overlap for suppression
     max_num:Count=100, # Detections of an image
+    box_head:BoxHeadName|dict='2fc', # Layers of each stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
+    agnostic:bool=True, # One box for all classes?
+    roi_loss:BoxLoss='smooth_l1', # Box term of the stages, see `box_loss`
+    roi_weights:tuple[Amount, Amount]=(1.,1.), # Factors of their class terms and box terms, besides `stage_weights`
+    roi_sampler:SamplerName|dict='RandomSampler', # How regions are sampled, see `make_sampler`
+    rpn_loss:CodeLoss='smooth_l1', # Box term of the proposal network, turning linear at 1/9
+    ignore:tuple[Share|None, Share|None]=(None,None), # Leave out anchors, and regions, of which more than this lies in a crowd region
 )->Cascade:
     "Cascade R-CNN over any body"
     n, vocab = class_table(num_classes, vocab)
     body = create_body(body, None, (4,8,16,32), pretrained, weights, in_chans, frozen_stages, norm, strict=False)
     neck = FPN(body.channels, body.strides, channels, levels)
-    rpn = _stage_one(neck, channels, None, scale, ratios, False, 'declared', (-4.135166556742356, 4.135166556742356), .7, .3, 'gt', .3, rpn_num, .5, 'smooth_l1', rpn_nms, 0., 1)
-    rpn.border = border
-    stages = [StageHead(channels, n, body.strides, hidden, 7, sampling_ratio, aligned, tuple(o), beta, score_thr, nms_thr, max_num) for o in stds]
-    return Cascade(body, neck, rpn, CascadeHead(stages), None, vocab, tuple(thrs), tuple(stage_weights), RandomSampler(roi_num, roi_share), pre, post)
+    rpn = _stage_one(neck, channels, None, scale, ratios, False, 'declared', (-4.135166556742356, 4.135166556742356), .7, .3, 'gt', .3, RandomSampler(rpn_num, .5), ignore[0], rpn_loss, rpn_nms, 0., 1, border)
+    same = dict(hidden=hidden, sampling_ratio=sampling_ratio, aligned=aligned, reg_loss=roi_loss, score_thr=score_thr, nms_thr=nms_thr, max_num=max_num, agnostic=agnostic, beta=beta, cls_weight=roi_weights[0], reg_weight=roi_weights[1])
+    stages = [make_box_head(box_head, channels, n, body.strides, coder=DeltaCoder(stds=tuple(o)), **same) for o in stds]
+    return Cascade(body, neck, rpn, CascadeHead(stages), None, vocab, tuple(thrs), tuple(stage_weights), make_sampler(roi_sampler, roi_num, roi_share), pre, post, ignore[1])
 
 # %% ../../nbs/models/435_cascade.ipynb #38a4b903
 model_cases(cascade_rcnn, hidden=256, pre=(200,100), post=(100,50), roi_num=64)
@@ -231,10 +248,18 @@ def cascade_mask_rcnn(
     max_num:Count=100, # Detections of an image
     mask_channels:Count=256, # Channels of the mask heads
     mask_convs:Whole=4, # Convolutions of a mask head
+    box_head:BoxHeadName|dict='2fc', # Layers of each stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
+    agnostic:bool=True, # One box for all classes?
+    roi_loss:BoxLoss='smooth_l1', # Box term of the stages, see `box_loss`
+    roi_weights:tuple[Amount, Amount]=(1.,1.), # Factors of their class terms and box terms, besides `stage_weights`
+    roi_sampler:SamplerName|dict='RandomSampler', # How regions are sampled, see `make_sampler`
+    rpn_loss:CodeLoss='smooth_l1', # Box term of the proposal network, turning linear at 1/9
+    ignore:tuple[Share|None, Share|None]=(None,None), # Leave out anchors, and regions, of which more than this lies in a crowd region
 )->Cascade:
     "Cascade R-CNN with a mask for every object"
     res = cascade_rcnn.__wrapped__(num_classes, vocab, body, pretrained, weights, in_chans, frozen_stages, norm, levels, channels, hidden, scale, ratios, border, rpn_num, rpn_nms, pre, post,
-        thrs, stage_weights, stds, beta, roi_num, roi_share, sampling_ratio, aligned, score_thr, nms_thr, max_num)
+        thrs, stage_weights, stds, beta, roi_num, roi_share, sampling_ratio, aligned, score_thr, nms_thr, max_num,
+        box_head, agnostic, roi_loss, roi_weights, roi_sampler, rpn_loss, ignore)
     res.mask = nn.ModuleList([MaskHead(channels, res.num_classes, res.body.strides, mask_channels, mask_convs, 14, sampling_ratio, aligned) for _ in res.head.stages]).to(memory_format=torch.channels_last)
     return res
 

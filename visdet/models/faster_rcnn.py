@@ -19,16 +19,16 @@ from ..nn.assign import LowRule, MaxIoUAssigner
 from ..nn.body import create_body
 from ..nn.dense import StrideRule
 from ..nn.fpn import FPN
-from ..nn.losses import CodeLoss
-from ..nn.roi_head import BoxHead
+from ..nn.region_kinds import BoxHeadName, SamplerName, make_box_head, make_sampler
+from ..nn.losses import BoxLoss, CodeLoss
 from ..nn.rpn import RPN
 from ..nn.sample import RandomSampler
 
 # %% ../../nbs/models/430_faster_rcnn.ipynb #ee1f9a23
-def _stage_one(neck, channels, sizes, scale, ratios, round_anchors, stride_rule, clip, pos, neg, low, min_pos, num, share, reg_loss, nms_thr, min_size, convs):
+def _stage_one(neck, channels, sizes, scale, ratios, round_anchors, stride_rule, clip, pos, neg, low, min_pos, sampler, ignore, reg_loss, nms_thr, min_size, convs, border=None):
     "The proposal network of a two-stage model"
     gen = AnchorGenerator(neck.strides, sizes or [(scale*s,) for s in neck.strides], ratios, round=round_anchors)
-    return RPN(channels, neck.strides, channels, convs, gen, stride_rule, DeltaCoder(clip=tuple(clip)), MaxIoUAssigner(pos, neg, low, min_pos), RandomSampler(num, share), reg_loss, nms_thr, min_size)
+    return RPN(channels, neck.strides, channels, convs, gen, stride_rule, DeltaCoder(clip=tuple(clip)), MaxIoUAssigner(pos, neg, low, min_pos, ignore=ignore), sampler, reg_loss, nms_thr, min_size, border)
 
 # %% ../../nbs/models/430_faster_rcnn.ipynb #64c1a05e
 @entry()
@@ -73,14 +73,22 @@ def faster_rcnn(
     nms_thr:Share=0.5, # Overlap for suppression
     max_num:Count=100, # Detections of an image
     roi_low:LowRule=None, # Second stage: do the best proposals of an object from `roi_pos` up belong to it? See `MaxIoUAssigner`
+    box_head:BoxHeadName|dict='2fc', # Layers of the second stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
+    agnostic:bool=False, # One box for all classes?
+    roi_loss:BoxLoss=None, # Box term of the second stage, see `box_loss`; `reg_loss` by default
+    roi_beta:Positive=1/9, # Where its smooth L1 turns linear
+    roi_weights:tuple[Amount, Amount]=(1.,1.), # Factors of its class term and its box term
+    roi_sampler:SamplerName|dict='RandomSampler', # How its regions are sampled, see `make_sampler`
+    ignore:tuple[Share|None, Share|None]=(None,None), # Leave out anchors, and regions, of which more than this lies in a crowd region
 )->TwoStage:
     "Faster R-CNN over any body"
     n, vocab = class_table(num_classes, vocab)
     body = create_body(body, nodes, out or (4,8,16,32), pretrained, weights, in_chans, frozen_stages, norm, strict=out is not None)
     neck = FPN(body.channels, body.strides, channels, levels)
-    rpn = _stage_one(neck, channels, sizes, scale, ratios, round_anchors, stride_rule, delta_clip, rpn_pos, rpn_neg, rpn_low, rpn_min_pos, rpn_num, rpn_share, reg_loss, rpn_nms, min_size[0], rpn_convs)
-    head = BoxHead(channels, n, body.strides, hidden, 7, sampling_ratio, aligned, DeltaCoder((.1,.1,.2,.2), clip=tuple(delta_clip)), reg_loss, score_thr, nms_thr, max_num, min_size[1])
-    return TwoStage(body, neck, rpn, head, None, vocab, MaxIoUAssigner(roi_pos, roi_pos, roi_low, roi_pos), RandomSampler(roi_num, roi_share), pre, post)
+    rpn = _stage_one(neck, channels, sizes, scale, ratios, round_anchors, stride_rule, delta_clip, rpn_pos, rpn_neg, rpn_low, rpn_min_pos, RandomSampler(rpn_num, rpn_share), ignore[0], reg_loss, rpn_nms, min_size[0], rpn_convs)
+    head = make_box_head(box_head, channels, n, body.strides, hidden=hidden, sampling_ratio=sampling_ratio, aligned=aligned, coder=DeltaCoder((.1,.1,.2,.2), clip=tuple(delta_clip)), reg_loss=roi_loss or reg_loss, score_thr=score_thr, nms_thr=nms_thr,
+                         max_num=max_num, min_size=min_size[1], agnostic=agnostic, beta=roi_beta, cls_weight=roi_weights[0], reg_weight=roi_weights[1])
+    return TwoStage(body, neck, rpn, head, None, vocab, MaxIoUAssigner(roi_pos, roi_pos, roi_low, roi_pos, ignore=ignore[1]), make_sampler(roi_sampler, roi_num, roi_share), pre, post)
 
 # %% ../../nbs/models/430_faster_rcnn.ipynb #d1ed12fa
 model_cases(faster_rcnn, hidden=256, pre=(200,100), post=(100,50), roi_num=64)

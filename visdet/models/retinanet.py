@@ -58,6 +58,7 @@ def retinanet(
     nms_thr:Share=0.5, # Overlap for suppression
     pre:Count=1000, # Candidates of a level
     max_num:Count=100, # Detections of an image
+    ignore:Share|None=None, # Leave out anchors of which more than this lies in a crowd region
 )->Detector:
     "RetinaNet over any body"
     n, vocab = class_table(num_classes, vocab)
@@ -65,7 +66,7 @@ def retinanet(
     neck = FPN(body.channels, body.strides, channels, levels, extra, extra_relu)
     anchors = AnchorGenerator(neck.strides, sizes or octave_sizes(neck.strides, base, per_octave), ratios, round=round_anchors)
     head = AnchorHead(channels, n, neck.strides, channels, num_convs, head_norm, anchors, stride_rule, DeltaCoder(clip=tuple(delta_clip)),
-                      MaxIoUAssigner(pos_thr, neg_thr, low_quality), average, reg_loss, reg_weight, score_thr=score_thr, nms_thr=nms_thr, pre=pre, max_num=max_num)
+                      MaxIoUAssigner(pos_thr, neg_thr, low_quality, ignore=ignore), average, reg_loss, reg_weight, score_thr=score_thr, nms_thr=nms_thr, pre=pre, max_num=max_num)
     return Detector(body, neck, head, vocab)
 
 # %% ../../nbs/models/410_retinanet.ipynb #90bbe8ef

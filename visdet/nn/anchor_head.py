@@ -98,7 +98,7 @@ def dense_focal(
 def assign(self:AnchorHead, raw, targets)->tuple: # anchors of each level, match (B,N)
     "The object of each anchor"
     priors = self.priors(raw)
-    return priors, self.assigner(torch.cat(priors), targets.boxes, targets.valid)
+    return priors, self.assigner(torch.cat(priors), targets.boxes, targets.valid, targets.crowd)
 
 @patch
 def _box_rows(self:AnchorHead, priors, match, targets):

@@ -133,6 +133,7 @@ def sample_rois(
     match:torch.Tensor, # (B,N)
     sampler, # `RandomSampler`, or another that gives places and which of them are real
     generator=None, # For a draw that can be repeated
+    /,
     **facts, # What the sampler ranks by, see `region_facts`
 )->dict: # rois (R,5), match (R,), weight (R,), row (R,) in the flat (B*N); from samplers with weights also cls_weight (R,)
     "The regions to learn from, positives of each image first"

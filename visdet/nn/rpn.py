@@ -49,6 +49,7 @@ class RPN(nn.Module):
         self.levels, A = Levels(gen, stride_rule), gen.num_per_cell[0]
         self.coder, self.assigner, self.sampler = coder or DeltaCoder(), assigner or MaxIoUAssigner(.7, .3, min_pos=.3), sampler or RandomSampler(256, .5)
         (self.reg_loss, boxes), self.nms_thr, self.min_size, self.border = box_loss(reg_loss), nms_thr, min_size, border
+        if set(self.sampler.wants)-{'overlap'}: raise ConfigError(f'anchors cannot be ranked by {" and ".join(self.sampler.wants)}: the sampler of a proposal network draws by chance or by overlap')
         if boxes: raise ConfigError(f"the box term of an RPN compares deltas, not boxes: 'l1' or 'smooth_l1', not {reg_loss!r}")
         self.tower = Tower(ni, channels, num_convs)
         self.cls, self.reg = init_convs(nn.Conv2d(self.tower.nf, A, 1)), init_convs(nn.Conv2d(self.tower.nf, A*4, 1))
@@ -71,19 +72,20 @@ bench_case('head', 'RPN', _bench, quick=dict(channels=64), full=[dict(channels=2
 
 # %% ../../nbs/nn/370_rpn.ipynb #0797d27a
 def _match(self, priors, targets):
-    "The object of each anchor; anchors beyond the border are ignored and win no object"
-    if self.border is None: return self.assigner(priors, targets.boxes, targets.valid)
+    "The object of each anchor and its overlap; anchors beyond the border are ignored and win no object"
+    if self.border is None: return self.assigner.match(priors, targets.boxes, targets.valid, targets.crowd)[:2]
     end = targets.sizes.flip(1).to(priors)[:,None]+self.border
     out = (priors[:,:2] < -self.border).any(1) | (priors[:,2:] >= end).any(-1)
-    return self.assigner(torch.where(out[...,None], -1e6, priors), targets.boxes, targets.valid).masked_fill(out, IGNORED)
+    a = self.assigner.match(torch.where(out[...,None], -1e6, priors), targets.boxes, targets.valid, targets.crowd)
+    return a.index.masked_fill(out, IGNORED), a.iou
 
 # %% ../../nbs/nn/370_rpn.ipynb #2a07681b
 @patch
 def loss(self:RPN, raw:dict, targets, generator=None)->dict: # rpn_cls, rpn_box
     "Objectness and box terms of a sample of anchors"
     priors = torch.cat(self.priors(raw))
-    match = _match(self, priors, targets)
-    idx, ok = self.sampler(match, generator)
+    match, iou = _match(self, priors, targets)
+    idx, ok = self.sampler(match, generator, **(dict(overlap=iou) if 'overlap' in self.sampler.wants else {}))
     b = torch.arange(len(match), device=match.device)[:,None].expand_as(idx).flatten(); i, ok = idx.flatten(), ok.flatten().float()
     pick = lambda k,n: torch.cat([map_rows(o, n) for o in raw[k]], 1)[b,i]
     pos, p = (match[b,i] >= 0).float(), priors[i]

@@ -17,6 +17,7 @@ from ..core.types import Amount, Count, Share
 @register('sampler')
 class RandomSampler:
     "At most `num` places of each image, positives up to a share of `pos`"
+    wants = ()
     def __init__(self,
         num:Count=256, # Places of an image
         pos:Share=0.5, # Greatest share of positives

@@ -42,6 +42,7 @@ def _forward(idx, ok, num):
 # %% ../../nbs/nn/342_sample_kinds.ipynb #aed6a8fa
 class RankedSampler:
     "At most `num` places of each image, positives up to a share of `pos`, in an order of preference"
+    wants = ()
     def __init__(self,
         num:Count=256, # Places of an image
         pos:Share=0.5, # Greatest share of positives
@@ -80,6 +81,7 @@ def _asked(x, name, who):
 @register('sampler')
 class OHEMSampler(RankedSampler):
     "The places with the greatest loss"
+    wants = ('loss',)
     def rank_pos(self, match, r, overlap=None, loss=None): return _asked(loss, 'loss', 'OHEMSampler')
     def rank_neg(self, match, r, want, overlap=None, loss=None): return _asked(loss, 'loss', 'OHEMSampler')
 
@@ -87,6 +89,7 @@ class OHEMSampler(RankedSampler):
 @register('sampler')
 class IoUBalancedNegSampler(RankedSampler):
     "Negatives evenly over their overlap with objects, positives by chance"
+    wants = ('overlap',)
     def __init__(self,
         num:Count=256, # Places of an image
         pos:Share=0.5, # Greatest share of positives
@@ -135,13 +138,14 @@ class CombinedSampler(RankedSampler):
             if not isinstance(s, (RandomSampler, RankedSampler)): raise ConfigError(f'{type(s).__name__} ranks no places, so it cannot be combined')
             if isinstance(s, RankedSampler): s.num, s.pos = num, pos
         self.pos_sampler, self.neg_sampler = pos_sampler, neg_sampler
+        self.wants = tuple(sorted({*pos_sampler.wants, *neg_sampler.wants}))
     def rank_pos(self, match, r, *a): return r if isinstance(self.pos_sampler, RandomSampler) else self.pos_sampler.rank_pos(match, r, *a)
     def rank_neg(self, match, r, want, *a): return r if isinstance(self.neg_sampler, RandomSampler) else self.neg_sampler.rank_neg(match, r, want, *a)
 
 @register('sampler')
 class PseudoSampler:
     "All positives and all negatives"
-    num_pos = None
+    num_pos, wants = None, ()
     def __call__(self,
         match:torch.Tensor, # (B,N) int64, see `RankedSampler`
         generator=None, # Nothing is drawn

@@ -19,11 +19,11 @@ from .sample import RandomSampler
 def local_rank(
     boxes:torch.Tensor, # (N,4) xyxy
     scores:torch.Tensor, # (N,) 0..1
-    labels:torch.Tensor, # (N,) class of the score; different classes form different groups
+    labels:torch.Tensor=None, # (N,) class of the score, if different classes shall form different groups
     iou_thr:Share=0.5, # Overlap within a group
 )->torch.Tensor: # (N,) places by falling importance
     "Score hierarchical local rank: firsts of all groups by score, then the seconds, and so on"
-    groups = nms_match(boxes, scores, labels, iou_thr)
+    groups = nms_match(boxes, scores, torch.zeros(len(boxes), dtype=torch.long, device=boxes.device) if labels is None else labels, iou_thr)
     if not groups: return torch.zeros(0, dtype=torch.long, device=boxes.device)
     i, n = torch.cat(groups), torch.tensor([len(o) for o in groups], device=boxes.device)
     rank = torch.arange(len(i), device=i.device)-(n.cumsum(0)-n).repeat_interleave(n)
@@ -31,19 +31,22 @@ def local_rank(
 
 # %% ../../nbs/nn/344_score_hlr.ipynb #f4590455
 def rank_weights(
-    loss:torch.Tensor, # (S,) of the ranked negatives, in their order
-    n:int, # Negatives of the image
+    loss:torch.Tensor, # (S,) of the negatives taken, the ranked ones first and in their order
+    n:int, # Negatives that score above the threshold
     k:Positive=0.5, # Power
     bias:Amount=0., # Least weight before the power
 )->torch.Tensor: # (S,)
     "Weights that fall with the rank and keep the sum of the losses"
-    w = (bias+(1-bias)*(n-torch.arange(len(loss), device=loss.device))/max(n, 1))**k
+    if not n: return torch.ones_like(loss)
+    r = torch.arange(len(loss), device=loss.device).clamp(max=n-1)
+    w = (bias+(1-bias)*(1-r/max(n, len(loss))))**k
     return w*(loss.sum()/(loss*w).sum().clamp(min=torch.finfo(loss.dtype).tiny))
 
 # %% ../../nbs/nn/344_score_hlr.ipynb #a0b1e79f
 @register('sampler')
 class ScoreHLRSampler:
     "Positives by chance; negatives by score hierarchical local rank, with weights"
+    wants = ('boxes', 'loss', 'scores')
     def __init__(self,
         num:Count=512, # Places of an image
         pos:Share=0.25, # Greatest share of positives
@@ -65,20 +68,19 @@ class ScoreHLRSampler:
         pos, neg = mix((match >= 0).nonzero()[:,0])[:self.num_pos], (match == -1).nonzero()[:,0]
         want = min(self.num-len(pos), len(neg))
         if self.neg_pos_ub is not None: want = min(want, int(self.neg_pos_ub*max(len(pos), 1)))
-        best, lbl = scores[neg].max(1) if scores.shape[1] else (scores.new_zeros(len(neg)), torch.zeros_like(neg))
+        best = scores[neg].amax(1) if scores.shape[1] else scores.new_zeros(len(neg))
         v = (best > self.score_thr).nonzero()[:,0]
-        r = v[local_rank(boxes[neg[v]], best[v], lbl[v], self.iou_thr)][:want]
-        left = torch.ones_like(neg, dtype=torch.bool); left[r] = False
-        i = torch.cat([pos, neg[r], mix(neg[left])[:want-len(r)]])
+        r = v[local_rank(boxes[neg[v]], best[v], iou_thr=self.iou_thr)][:want]
+        taken = torch.cat([neg[r], mix(neg[best <= self.score_thr])[:want-len(r)]]); i = torch.cat([pos, taken])
         w = torch.ones(len(i), dtype=loss.dtype, device=loss.device)
-        w[len(pos):len(pos)+len(r)] = rank_weights(loss[neg[r]], len(neg), self.k, self.bias)
+        w[len(pos):] = rank_weights(loss[taken], len(v), self.k, self.bias)
         return i, w
 
     @torch.no_grad()
     def __call__(self,
         match:torch.Tensor, # (B,N) int64 from an assigner
         generator:torch.Generator=None, # For a draw that can be repeated
-        boxes:torch.Tensor=None, # (B,N,4) regions
+        boxes:torch.Tensor=None, # (B,N,4) where the head puts each region for its best class
         scores:torch.Tensor=None, # (B,N,K) of the classes, without background, 0..1
         loss:torch.Tensor=None, # (B,N) classification loss
     )->tuple: # places (B,n) int64, positives first; which are real (B,n) bool; weights (B,n)
