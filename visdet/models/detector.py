@@ -123,7 +123,7 @@ def _bench_loss(model, images, targets):
 def _bench_decode(model, images, targets):
     "Decoding of outputs that hold objects: the oracle's, or random classes in a second stage"
     raw = model(images)
-    raw = {**raw, 'cls': noise(*raw['cls'].shape, device=images.device)*2} if model.needs_targets else model.oracle(raw, targets)
+    raw = {**raw, 'cls': noise(*raw['cls'].shape, device=images.device)*2} if hasattr(model, 'rpn') else model.oracle(raw, targets)
     return (lambda raw, sizes: [(d.boxes, d.scores, d.labels) for d in model.decode(raw, sizes)]), (raw, targets.sizes.cpu())
 
 # %% ../../nbs/models/400_detector.ipynb #b3c1d5e8
