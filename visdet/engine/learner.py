@@ -20,6 +20,7 @@ from .columns import *
 from .ema import EMA
 from .precision import TrainPrecision
 from .loss import DetLoss
+from .layer_decay import _layered
 from .optim import FusedAdamW
 import fastai.callback.all, visdet.models.zoo
 
@@ -63,6 +64,12 @@ class DetSplitter:
         skip = {id(p) for k,p in model.named_parameters() if k in self.frozen}
         return [[p for p in g if id(p) not in skip] for g in model.groups()]
 
+# %% ../../nbs/engine/630_learner.ipynb #d65582dd
+def _freeze(learn):
+    "Stop the groups of the body"
+    if learn.opt is None: learn.create_opt()
+    learn.freeze_to(getattr(learn.splitter, 'body_groups', 1))
+
 # %% ../../nbs/engine/630_learner.ipynb #59903afa
 @torch.no_grad()
 def _dry_run(dls, loss, side=128):
@@ -90,7 +97,7 @@ def det_learner(
     loss_func=None, # Callable of (raw, targets) instead of `model.loss`, see `DetLoss`
     opt_func=FusedAdamW, # fastai optimizer function
     lr:float=3e-4, # Learning rate where a verb gets none
-    splitter=None, # Parameter groups; body, neck and head by default
+    splitter=None, # Parameter groups; body, neck and head by default, `LayerSplitter(decay)` for rates that fall towards the stem
     wd:float=None, # Weight decay, the optimizer's own by default
     wd_bn_bias:bool=False, # Decay norms and biases too?
     train_bn:bool=True, # Train norms of frozen groups?
@@ -109,10 +116,11 @@ def det_learner(
     if str(dls.device or 'cpu') == 'cpu': reuse_memory()
     loss = loss_func if isinstance(loss_func, DetLoss) else DetLoss(model, loss_func); terms, det = _dry_run(dls, loss)
     dls.use_masks = det.mask_probs is not None
+    opt_func, splitter = _layered(opt_func, splitter)
     track = TermTracker(); avg = [] if ema is False else [EMA() if ema is True else EMA(ema)]
     learn = Learner(dls, model, loss, opt_func, lr, splitter or DetSplitter(model), metrics=track.columns(terms)+_metrics(dls, det, metrics), path=path, model_dir=model_dir,
                     wd=wd, wd_bn_bias=wd_bn_bias, train_bn=train_bn, moms=moms, cbs=[track, DecodeCallback(), TargetsToModel(), TrainPrecision(precision), AutocastDevice(), Watch(), *avg])
-    learn.freeze = partial(Learner.freeze_to, learn, 1)
+    learn.freeze = partial(_freeze, learn)
     return learn.add_cbs(cbs)
 
 # %% ../../nbs/engine/630_learner.ipynb #0c0f4999
