@@ -267,6 +267,17 @@ def test_counts_add_up(ledger, surface):
     assert sum(o["status"] in CLAIM for o in rows) == sum(o["status"] in CLAIM for o in raw["part"])
 
 
+def test_page_is_up_to_date(ledger, surface):
+    "The counts that the page of the documentation shows are those of the ledger"
+    from visdet.config.parity import STATUSES, count_statuses
+
+    page = json.loads((ROOT / "nbs/tutorials/mmdet_parity.ipynb").read_text(encoding="utf-8"))
+    shown = "\n".join("".join(o.get("data", {}).get("text/markdown", "")) for c in page["cells"] for o in c.get("outputs", []))
+    for kind, n in count_statuses(ledger_rows(ledger, surface)).items():
+        row = f"| {kind} | {' | '.join(str(n[s] or '') for s in STATUSES)} |"
+        assert row in shown, f"nbs/tutorials/mmdet_parity.ipynb shows something else than {row!r}: nbdev-test nbs/tutorials/mmdet_parity.ipynb --save"
+
+
 def test_citations():
     got = {("tests.test_a.test_b", "fcos-own"): "passed", ("tests.test_a.test_b", "fcos"): "passed", ("tests.test_a.test_bc", None): "passed"}
     assert len(cited("tests/test_a.py::test_b", got)) == 2 and len(cited("tests/test_a.py", got)) == 3
