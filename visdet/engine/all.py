@@ -5,6 +5,7 @@ from visdet.core.bases import load_tree, lock_bases, preset_names
 from visdet.engine.loss import *
 from visdet.engine.optim import *
 from visdet.engine.optimizers import adamw, sgd, lamb, adamw8bit, as_opt_func, TorchOptim
+from visdet.engine.layer_decay import *
 from visdet.engine.schedules import Schedule, as_schedule, one_cycle, step, flat_cos, finetune
 from visdet.engine.callbacks import *
 from visdet.engine.columns import *
