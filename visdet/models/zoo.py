@@ -8,7 +8,7 @@ __all__ = ['list_models', 'create_model']
 # %% ../../nbs/models/450_zoo.ipynb #ebcffe86
 from ..core.registry import lookup, names, params, register
 from .detector import Detector
-import visdet.models.retinanet, visdet.models.tood, visdet.models.vfnet, visdet.models.gfl, visdet.models.atss, visdet.models.fcos, visdet.models.faster_rcnn, visdet.models.mask_rcnn, visdet.models.cascade, visdet.models.yolox, visdet.models.rtmdet, visdet.models.rtmdet_ins, visdet.models.deformable_detr, visdet.models.dino
+import visdet.models.retinanet, visdet.models.tood, visdet.models.vfnet, visdet.models.gfl, visdet.models.atss, visdet.models.fcos, visdet.models.ssd, visdet.models.faster_rcnn, visdet.models.mask_rcnn, visdet.models.cascade, visdet.models.double_head_rcnn, visdet.models.mask_scoring_rcnn, visdet.models.yolox, visdet.models.rtmdet, visdet.models.rtmdet_ins, visdet.models.deformable_detr, visdet.models.dino
 
 # %% ../../nbs/models/450_zoo.ipynb #94d7b9f0
 def list_models(
