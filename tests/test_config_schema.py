@@ -99,6 +99,10 @@ def state(m):
 ARGS = dict(
     retinanet=dict(SMALL, num_convs=1, ratios=(0.5, 1.0), delta_clip=(-4.0, 4.0)),
     fcos=dict(SMALL, num_convs=1, radius=None, norm="frozen"),
+    atss=dict(SMALL, num_convs=1, kernel=1, ratios=(1.0,), ignore=0.5),
+    gfl=dict(SMALL, num_convs=1, reg_max=8, ratio=1.0),
+    vfnet=dict(SMALL, num_convs=1, deform=True, ranges=[(-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8)]),
+    tood=dict(SMALL, num_convs=2, deform=1, kind="anchor_based", iou_power=4.0),
     faster_rcnn=dict(SMALL, hidden=32, pre=(200, 100), post=(100, 50), ratios=(1.0,), scale=8),
     mask_rcnn=dict(SMALL, hidden=32, mask_convs=1, mask_channels=16, min_size=(0.0, 1.5)),
     cascade_rcnn=dict(SMALL, hidden=32, border=None, thrs=[0.5, 0.6, 0.7], post=(100, 50)),

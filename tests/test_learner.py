@@ -20,6 +20,7 @@ SMALL = dict(body="test_resnet", channels=16)
 TINY = dict(
     retinanet=dict(num_convs=1),
     fcos=dict(num_convs=1),
+    **{k: dict(num_convs=1) for k in ("atss", "gfl", "vfnet", "tood")},
     faster_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10),
     mask_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10, mask_channels=16, mask_convs=1),
     cascade_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10),

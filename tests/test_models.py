@@ -12,11 +12,11 @@ from visdet.nn.body import create_body
 from visdet.nn.frozen import FoldedConv, FrozenNorm
 from visdet.nn.losses import focal_loss
 
-SMALL = dict(retinanet=dict(channels=32, num_convs=1), fcos=dict(channels=32, num_convs=1), ssd=dict(level_channels=[32, 16, 16, 16]), yolox=dict(channels=32, num_convs=1, size='nano'), rtmdet=dict(channels=32, num_convs=1, size='tiny'), rtmdet_ins=dict(channels=32, num_convs=1, size='tiny', score_thr=.01), faster_rcnn=dict(channels=32, hidden=64, roi_num=64, post=(100, 50), pre=(200, 100)),
+SMALL = dict(retinanet=dict(channels=32, num_convs=1), atss=dict(channels=32, num_convs=1), gfl=dict(channels=32, num_convs=1), vfnet=dict(channels=32, num_convs=1), tood=dict(channels=32, num_convs=2), fcos=dict(channels=32, num_convs=1), ssd=dict(level_channels=[32, 16, 16, 16]), yolox=dict(channels=32, num_convs=1, size='nano'), rtmdet=dict(channels=32, num_convs=1, size='tiny'), rtmdet_ins=dict(channels=32, num_convs=1, size='tiny', score_thr=.01), faster_rcnn=dict(channels=32, hidden=64, roi_num=64, post=(100, 50), pre=(200, 100)),
              mask_rcnn=dict(channels=32, hidden=64, mask_channels=16, mask_convs=1, roi_num=64, post=(100, 50), pre=(200, 100)),
              deformable_detr=dict(channels=32, queries=20, enc_layers=1, dec_layers=2, heads=4, hidden=64, dropout=0.), dino=dict(channels=32, queries=20, enc_layers=1, dec_layers=2, heads=4, hidden=64, dn_num=6))
 KINDS = sorted(SMALL)
-DENSE = ['retinanet', 'fcos', 'ssd', 'yolox', 'rtmdet', 'rtmdet_ins']
+DENSE = ['retinanet', 'atss', 'gfl', 'vfnet', 'tood', 'fcos', 'ssd', 'yolox', 'rtmdet', 'rtmdet_ins']
 QUERY = ['deformable_detr', 'dino']
 
 def small(kind, n=3, body='resnet18', **kw):
