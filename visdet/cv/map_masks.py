@@ -19,10 +19,11 @@ def _grown(n, s):
     v = n*(1/s); near = round(v)
     return near if near and 1e-9 < v-near < 1e-3 else math.ceil(v)
 
-def _file_canvas(canvas, scale):
-    "Height and width of the canvas in pixels of the file"
+def _file_canvas(canvas, scale, size=(0, 0)):
+    "Height and width of the canvas in pixels of the file, whose size is `size`"
     (h, w), (sx, sy) = canvas, scale
-    return (_grown(h, sx), _grown(w, sy)) if abs(sx/sy-1) < .02 else (_grown(h, sy), _grown(w, sx))
+    crossed = _grown(h, sx), _grown(w, sy)
+    return crossed if abs(sx/sy-1) < .02 and crossed[0] >= size[0] and crossed[1] >= size[1] else (_grown(h, sy), _grown(w, sx))
 
 # %% ../../nbs/cv/167_map_masks.ipynb #a90aee26
 @register('op')
@@ -39,7 +40,7 @@ def map_masks(
     (H, W), (h, w), (sx, sy) = canvas, size, scale
     t = torch.float64 if maps.dtype == torch.float64 else torch.float32
     out = torch.zeros(len(maps), h, w, dtype=t if thr is None else torch.bool, device=maps.device)
-    far = (H, W) if sx == sy == 1 else _file_canvas((H, W), (sx, sy))
+    far = (H, W) if sx == sy == 1 else _file_canvas((H, W), (sx, sy), size)
     step = max(1, 2**24//max(H*W, far[0]*far[1], 1))
     for i in range(0, len(maps), step):
         x = F.interpolate(maps[i:i+step,None].to(t), size=(H, W), mode='bilinear')
