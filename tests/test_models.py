@@ -195,3 +195,34 @@ def test_focal_loss_gradient(R, K, shift, gamma):
     got = focal_loss(a, y, w, .25, gamma); close(got, ref, 1e-4)
     if R:
         ref.backward(); got.backward(); close(a.grad, b.grad, 1e-4)
+
+@pytest.mark.parametrize('kind', QUERY)
+def test_trace_sees_queries(kind):
+    "Every object has a query in the last layer, and its query learns"
+    from visdet.engine.trace import dense_hits
+    m = small(kind).eval(); xb, t = batch((3, 0, 2))
+    with torch.no_grad(): raw = m(xb, t)
+    hit, counts, terms = dense_hits(m, raw, t)
+    assert torch.equal(hit, t.valid) and torch.equal(counts, t.valid) and set(terms) == set(m.loss(raw, t))
+
+@pytest.mark.parametrize('kind,kw', [('deformable_detr', {}), ('deformable_detr', dict(refine=True)), ('deformable_detr', dict(refine=True, two_stage=True)), ('deformable_detr', dict(two_stage=True)), ('dino', {})])
+def test_queries_do_not_see_padding(kind, kw):
+    "What stands in the padding of the neck's maps changes neither predictions nor losses; alone an image is predicted as in its batch"
+    m = small(kind, **kw).eval(); xb, t = batch((2, 2), sizes=[(96, 128), (64, 64)])
+    for o in m.head.reg_branches: nn.init.normal_(o[-1].weight, std=.1)
+    with torch.no_grad():
+        fs = m.features(xb); other = [f.clone() for f in fs]
+        for f in other: f[1,:,-(-f.shape[2]*2//3):] = 50.; f[1,:,:,-(-f.shape[3]//2):] = 50.
+        a, b = (m.head(f, xb, t.sizes, t) for f in (fs, other))
+        for k in a:
+            if k in ('cls', 'reg', 'dn_cls', 'dn_reg'):
+                for x,y in zip(a[k], b[k]): close(x, y, 1e-3)
+        la, lb = m.loss(a, t), m.loss(b, t)
+    for k in la: assert abs(la[k]-lb[k]) <= 1e-3*(1+abs(la[k])), k
+    assert (m.head(fs, xb)['reg'][-1][1]-m.head(other, xb)['reg'][-1][1]).abs().max() > 1e-3
+
+@pytest.mark.parametrize('kind,kw', [('deformable_detr', dict(two_stage=True, refine=True)), ('dino', {})])
+def test_more_objects_than_queries(kind, kw):
+    m = small(kind, **{**kw, 'queries': 3}); xb, t = batch((8, 1)); l = step(m.train(), xb, t)
+    assert l['box'] > 0
+    d = m.decode(m.eval().oracle(m(xb, t), t), t.sizes); assert [len(o.filter(.5)) for o in d] == [3, 1]

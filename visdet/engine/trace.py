@@ -91,7 +91,8 @@ def _leaves(raw):
 
 def _moved(maps, n):
     "(B,N) which places of the maps have a gradient"
-    return torch.cat([(map_rows(o.grad, n) != 0).any(-1) if o.grad is not None else torch.zeros_like(map_rows(o.detach(), n)[...,0], dtype=torch.bool) for o in maps], 1)
+    rows = lambda o: o if o.ndim == 3 else map_rows(o, n)
+    return torch.cat([(rows(o.grad) != 0).any(-1) if o.grad is not None else torch.zeros_like(rows(o.detach())[...,0], dtype=torch.bool) for o in maps], 1)
 
 def dense_hits(
     model, # A detector whose head has `assign`
@@ -104,7 +105,8 @@ def dense_hits(
     with torch.enable_grad():
         terms = model.loss(leaf, targets); total = sum(terms.values())
         if total.requires_grad: total.backward()
-    ok = _hits(match, M, _moved(leaf['reg'], 4)) & _hits(match, M, _moved(leaf['cls'], model.num_classes))
+    last = lambda os: os[-1:] if os[0].ndim == 3 else os
+    ok = _hits(match, M, _moved(last(leaf['reg']), 4)) & _hits(match, M, _moved(last(leaf['cls']), model.num_classes))
     return _hits(match, M), ok, {k: float(v.detach()) for k,v in terms.items()}
 
 # %% ../../nbs/engine/650_trace.ipynb #e2ddc648

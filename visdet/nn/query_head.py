@@ -166,7 +166,7 @@ def forward(self:DeformableDETRHead,
 
 # %% ../../nbs/nn/398_query_head.ipynb #322d311e
 @patch
-def match(self:DeformableDETRHead, raw:dict, targets)->list: # (B,N) int64 of each layer, -1 for nothing
+def assign(self:DeformableDETRHead, raw:dict, targets)->list: # (B,N) int64 of each layer, -1 for nothing
     "The object of each query, in every layer"
     return self.criterion.match(raw['cls'], raw['reg'], targets, raw['frame'])
 
@@ -183,7 +183,7 @@ def first_stage_loss(self:DeformableDETRHead, raw:dict, targets, labels=None)->d
 @patch
 def loss(self:DeformableDETRHead, raw:dict, targets)->dict: # cls, box, iou; d0.cls, ...; enc_cls, ...
     "Terms of all layers"
-    return {**self.criterion.layers(raw['cls'], raw['reg'], self.match(raw, targets), targets, raw['frame']), **self.first_stage_loss(raw, targets)}
+    return {**self.criterion.layers(raw['cls'], raw['reg'], self.assign(raw, targets), targets, raw['frame']), **self.first_stage_loss(raw, targets)}
 
 # %% ../../nbs/nn/398_query_head.ipynb #5f18a575
 @patch
