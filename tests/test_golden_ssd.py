@@ -7,6 +7,7 @@ import torch
 
 from golden import DetectorCase, detectors
 from visdet.data.targets import make_targets
+from visdet.models.mmdet import load_mmdet, to_mmdet
 from visdet.models.ssd import ssd
 
 NAMES = ("ssd300",)
@@ -40,6 +41,21 @@ def loaded(name):
 def targets(case):
     h, w = case.array("in0.img_shape").tolist()
     return make_targets([case.array("in0.gt_bboxes")], [case.array("in0.gt_labels")], [(h, w)])
+
+
+@pytest.mark.parametrize("case", detectors(*NAMES))
+def test_keys(case):
+    "The section and the weights come over whole, and go back"
+    model = load_mmdet(case.config, case.state())
+    assert not model.mmdet_report.problems() and not model.mmdet_report.differences(True)
+    back = to_mmdet(model)
+    assert set(back) == set(case.state())
+    for k, v in case.state().items():
+        assert torch.equal(back[k], v), k
+    mine = loaded(case.id)[0]
+    for (k, a), (j, b) in zip(model.state_dict().items(), mine.state_dict().items()):
+        assert k == j and torch.equal(a, b), k
+    assert torch.allclose(torch.tensor(model.norm), torch.tensor(mine.norm)) and sum(p.numel() for p in model.parameters()) == case.doc["num_params"]
 
 
 @pytest.mark.parametrize("case", detectors(*NAMES))

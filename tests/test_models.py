@@ -14,6 +14,9 @@ from visdet.nn.losses import focal_loss
 
 SMALL = dict(retinanet=dict(channels=32, num_convs=1), atss=dict(channels=32, num_convs=1), gfl=dict(channels=32, num_convs=1), vfnet=dict(channels=32, num_convs=1), tood=dict(channels=32, num_convs=2), fcos=dict(channels=32, num_convs=1), ssd=dict(level_channels=[32, 16, 16, 16]), yolox=dict(channels=32, num_convs=1, size='nano'), rtmdet=dict(channels=32, num_convs=1, size='tiny'), rtmdet_ins=dict(channels=32, num_convs=1, size='tiny', score_thr=.01), faster_rcnn=dict(channels=32, hidden=64, roi_num=64, post=(100, 50), pre=(200, 100)),
              mask_rcnn=dict(channels=32, hidden=64, mask_channels=16, mask_convs=1, roi_num=64, post=(100, 50), pre=(200, 100)),
+             cascade_rcnn=dict(channels=32, hidden=32, roi_num=64, post=(100, 50), pre=(200, 100)), cascade_mask_rcnn=dict(channels=32, hidden=32, mask_channels=16, mask_convs=1, roi_num=64, post=(100, 50), pre=(200, 100)),
+             double_head_rcnn=dict(channels=32, hidden=32, head_channels=16, head_convs=1, roi_num=64, post=(100, 50), pre=(200, 100)),
+             mask_scoring_rcnn=dict(channels=32, hidden=32, mask_channels=16, mask_convs=1, iou_channels=16, iou_hidden=32, roi_num=64, post=(100, 50), pre=(200, 100)),
              deformable_detr=dict(channels=32, queries=20, enc_layers=1, dec_layers=2, heads=4, hidden=64, dropout=0.), dino=dict(channels=32, queries=20, enc_layers=1, dec_layers=2, heads=4, hidden=64, dn_num=6))
 KINDS = sorted(SMALL)
 DENSE = ['retinanet', 'atss', 'gfl', 'vfnet', 'tood', 'fcos', 'ssd', 'yolox', 'rtmdet', 'rtmdet_ins']

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 from ..core.basics import CheckpointError, ConfigError, explain, unknown
 from .detector import Detector
+from .mmdet_bodies import MORE_BODIES
 from .mmdet_model import FAMILIES, family_of
 from .yolox import yolox_mmdet_key
 from ..nn.csp import CSPDarknet
@@ -35,7 +36,7 @@ BODY_KEYS = [ # (is it this body?, rules, pattern of the first convolution, its 
     (lambda net: hasattr(net, 's1'), _regnet, r'stem\.conv\.weight', 'channels'),
     (lambda net: _is_resnet(net) and isinstance(net.conv1, nn.Sequential), _deep+_resnet, r'conv1\.0\.weight', 'channels'),
     (_is_resnet, _resnet, r'conv1\.weight', 'channels'),
-    (lambda net: isinstance(net, CSPDarknet), [(r'shift', ''), (r'(.+)', lambda m, model: yolox_mmdet_key(f'body.net.{m[1]}').removeprefix('backbone.'))], r'stem\.conv\.conv\.weight', 'focus')]
+    (lambda net: isinstance(net, CSPDarknet), [(r'shift', ''), (r'(.+)', lambda m, model: yolox_mmdet_key(f'body.net.{m[1]}').removeprefix('backbone.'))], r'stem\.conv\.conv\.weight', 'focus'), *MORE_BODIES]
 
 def _body_rules(net):
     "The row of `BODY_KEYS` of a body"
