@@ -53,7 +53,7 @@ def test_any_diagram_is_drawn(d):
 
 
 SMALL = dict(body="resnet18", channels=32, num_classes=3)
-MODELS = dict(retinanet=dict(num_convs=1), fcos=dict(num_convs=1), atss=dict(num_convs=1), gfl=dict(num_convs=1), vfnet=dict(num_convs=1), tood=dict(num_convs=1), yolox=dict(num_convs=1), rtmdet=dict(num_convs=1), rtmdet_ins=dict(num_convs=1), faster_rcnn=dict(hidden=32, post=[50, 50]), mask_rcnn=dict(hidden=32, mask_channels=16, mask_convs=1, post=[50, 50]))
+MODELS = dict(retinanet=dict(num_convs=1), fcos=dict(num_convs=1), atss=dict(num_convs=1), gfl=dict(num_convs=1), vfnet=dict(num_convs=1), tood=dict(num_convs=1), yolox=dict(num_convs=1), rtmdet=dict(num_convs=1), rtmdet_ins=dict(num_convs=1), faster_rcnn=dict(hidden=32, post=[50, 50]), mask_rcnn=dict(hidden=32, mask_channels=16, mask_convs=1, post=[50, 50]), deformable_detr=dict(queries=10, heads=4, hidden=32, two_stage=True, refine=True), dino=dict(queries=10, heads=4, hidden=32))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -110,6 +110,8 @@ ARGS = dict(
     yolox=dict(SMALL, size="nano", num_convs=1, max_num=20, score_thr=0.0),
     rtmdet=dict(SMALL, size="tiny", num_convs=1, reg="exp", pre=None),
     rtmdet_ins=dict(SMALL, size="tiny", num_convs=1, hidden=4, prototypes=6, min_size=None),
+    deformable_detr=dict(SMALL, queries=10, enc_layers=1, dec_layers=2, heads=4, hidden=32, refine=True, two_stage=True, costs=(1.0, 5.0, 2.0)),
+    dino=dict(SMALL, queries=10, enc_layers=1, dec_layers=2, heads=4, hidden=32, dn_groups=3, temperature=15.0),
 )
 
 
