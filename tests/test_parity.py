@@ -9,7 +9,7 @@ import tomllib
 import pytest
 from conftest import ROOT
 
-from visdet.config.parity import check_names, check_parity, check_tests, cited, compare_parameters, find_objects, ledger_rows, read_ledger, read_results, skipped_claims, test_key
+from visdet.config.parity import check_figures, check_names, check_parity, check_tests, cited, compare_parameters, find_objects, ledger_rows, read_ledger, read_results, skipped_claims, test_key
 from visdet.config.surface import is_rest, load_surface, read_surface, split_parameter, write_surface
 from visdet.core.basics import DataError
 
@@ -108,6 +108,10 @@ def test_cited_tests_are_written(ledger):
             assert set(names) <= defs[path], f"{t} is not there"
 
 
+def test_same_numbers_means_recorded_figures(ledger):
+    assert check_figures(ledger, ROOT) == []
+
+
 def test_named_components_are_claimed(ledger):
     "What the first wave is about is claimed, or its gap has a reason of its own"
     claimed = {o.mmdet for o in ledger.part if o.status in CLAIM}
@@ -167,6 +171,11 @@ def test_wrong_parameters(tmp_path, surface, objects):
     assert "no parameter 'epsilon'" in said and "no parameter 'reduce'" in said and "'loss_weight' is said to be refused" in said
 
 
+def test_same_numbers_by_a_test_without_figures(tmp_path):
+    led = edited(tmp_path, lambda t: block("GIoULoss").sub(lambda m: re.sub("test = .*", 'test = "tests/test_cli.py::test_help_and_version_are_light"', m[0]), t))
+    assert sorts(check_figures(led, ROOT)) == {("no figures", "GIoULoss")}
+
+
 def passed(led):
     "Outcomes of a run in which every cited test passed"
     res = {}
@@ -220,7 +229,7 @@ def checkout(tmp_path):
     parts = [dict(name=n, kind="loss", registry="MODELS", module="models.losses.x", what="class", parameters=["reduction='mean'", "loss_weight=1.0"]) for n in ("L1Loss", "SmoothL1Loss")]
     write_surface(dict(package="mmdet", version="3.3.0", parts=parts), tmp_path / "tests/mmdet_surface.json", ["test_losses.py"])
     (tmp_path / "tests/test_a.py").write_text("import pytest\ndef test_l1(): pass\n@pytest.mark.skip(reason='no figures: set VISDET_GOLDEN')\ndef test_smooth(): pass\n")
-    text = "".join(f'[[part]]\nmmdet = "{n}"\nvisdet = "visdet.nn.box_losses.{n}"\nstatus = "same numbers"\ntest = "tests/test_a.py::{t}"\n' for n, t in (("L1Loss", "test_l1"), ("SmoothL1Loss", "test_smooth")))
+    text = "".join(f'[[part]]\nmmdet = "{n}"\nvisdet = "visdet.nn.box_losses.{n}"\nstatus = "equivalent"\ntest = "tests/test_a.py::{t}"\n' for n, t in (("L1Loss", "test_l1"), ("SmoothL1Loss", "test_smooth")))
     (tmp_path / "tests/parity.toml").write_text(text + '[[file]]\nmmdet = "test_losses.py"\nstatus = "equivalent"\ntest = "tests/test_a.py"\n')
     return tmp_path
 

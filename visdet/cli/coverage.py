@@ -12,7 +12,9 @@ from pathlib import Path
 from ..core.basics import ConfigError, atomic_write, explain
 
 # %% ../../nbs/cli/910_coverage.ipynb #eeaeece4
-def _is_text(o): return isinstance(o, ast.Expr) and isinstance(o.value, ast.Constant) and isinstance(o.value.value, str)
+def _is_text(o):
+    if isinstance(o, ast.Assign): return getattr(o.targets[0], 'id', '') == '__all__'
+    return isinstance(o, ast.Expr) and isinstance(o.value, ast.Constant) and isinstance(o.value.value, str)
 
 def _bodies(tree):
     "Every list of statements in a tree"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'Problem', 'read_ledger', 'check_names', 'find_objects', 'test_key', 'read_results', 'collect_tests',
-           'cited', 'check_tests', 'skipped_claims', 'compare_parameters', 'ledger_rows', 'count_statuses',
-           'find_checkout', 'surface_changes', 'check_parity']
+           'cited', 'check_tests', 'skipped_claims', 'uses_figures', 'check_figures', 'compare_parameters',
+           'ledger_rows', 'count_statuses', 'find_checkout', 'surface_changes', 'check_parity']
 
 # %% ../../nbs/config/933_parity.ipynb #86ee7eca
 import ast, importlib, inspect, re, subprocess, sys, tomllib
@@ -164,6 +164,38 @@ def skipped_claims(
     "Claims of which some cited test was skipped in all its cases, so that nothing proves them here"
     return [o.mmdet if isinstance(o.mmdet, str) else o.mmdet[0] for o in led.part+led.file if _claims(o) and any((got := cited(t, outcomes)) and all(v.startswith('skipped') for v in got.values()) for t in _list(o.test))]
 
+# %% ../../nbs/config/933_parity.ipynb #094d1809
+def _names(o): return {x.id for x in ast.walk(o) if isinstance(x, ast.Name)} | {x.arg for x in ast.walk(o) if isinstance(x, ast.arg)}
+
+def _uses(tree):
+    "{name at the top of a test file or of a class in it: names it mentions}"
+    res = {}
+    for o in tree.body + [x for c in tree.body if isinstance(c, ast.ClassDef) for x in c.body]:
+        if isinstance(o, _DEFINED): res[o.name] = _names(o)
+        elif isinstance(o, ast.ImportFrom) and o.module == 'golden': res |= {a.asname or a.name: {'golden'} for a in o.names}
+        elif isinstance(o, ast.Assign): res |= {t: _names(o.value) for x in o.targets for t in _names(x)}
+    return res
+
+_DEFINED = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+
+def uses_figures(
+    root:str|Path, # The checkout
+    test:str, # As an entry cites it
+)->bool:
+    "Does a test compare with recorded figures?"
+    path, *names = test.partition('[')[0].split('::')
+    if not (Path(root)/path).is_file(): return False
+    uses = _uses(ast.parse((Path(root)/path).read_text(encoding='utf-8'))); new, seen = set(names[-1:] or uses), set()
+    while new: seen |= new; new = set().union(*(uses.get(o, ()) for o in new)) - seen
+    return 'golden' in seen
+
+def check_figures(
+    led:BaseModel, # From `read_ledger`
+    root:str|Path, # The checkout
+)->list: # Of Problem
+    "Claims of the same numbers without a test that uses recorded figures"
+    return [Problem('no figures', o.mmdet, f"{', '.join(_list(o.test))} compares with no recorded figures, so the entry is 'equivalent' at most") for o in led.part if o.status == 'same numbers' and not any(uses_figures(root, t) for t in _list(o.test))]
+
 # %% ../../nbs/config/933_parity.ipynb #7d186b16
 def _default(text):
     "The value of a default that is written as a literal, else its text"
@@ -265,5 +297,5 @@ def check_parity(
     objects, bad = find_objects(led); rows, false = compare_parameters(led, surface, objects); found = {}
     if results: found = read_results(results)
     elif tests: found = collect_tests(root, [t.split('::')[0] for o in led.part+led.file for t in _list(o.test)])
-    bad = check_names(led, surface) + bad + false + (check_tests(led, found, allow) if tests or results else [])
+    bad = check_names(led, surface) + bad + false + (check_figures(led, root) + check_tests(led, found, allow) if tests or results else [])
     return dict(problems=bad, counts=count_statuses(ledger_rows(led, surface)), parameters=rows, changes=surface_changes(kept, other) if other else [], skipped=skipped_claims(led, found), tests='passed' if results else 'collected' if tests else 'not looked at', claims=sum(map(_claims, led.part)))
