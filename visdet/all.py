@@ -73,6 +73,8 @@ from visdet.models.faster_rcnn import faster_rcnn
 from visdet.models.mask_rcnn import mask_rcnn
 from visdet.models.cascade import cascade_rcnn, cascade_mask_rcnn
 from visdet.models.yolox import yolox, load_yolox, yolox_norm
+from visdet.models.rtmdet import rtmdet
+from visdet.models.rtmdet_ins import rtmdet_ins
 from visdet.models.torchvision import load_torchvision, from_torchvision
 from visdet.eval.evaluate import evaluate, Evaluation, CocoEvaluator
 from visdet.engine.all import det_learner, DetLoss, FusedAdamW, EMA, Checkpoint, TrainingError, coco_columns, Preflight, preflight
