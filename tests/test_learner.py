@@ -25,6 +25,8 @@ TINY = dict(
     mask_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10, mask_channels=16, mask_convs=1),
     cascade_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10),
     cascade_mask_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10, mask_channels=16, mask_convs=1),
+    double_head_rcnn=dict(hidden=32, head_channels=16, head_convs=1, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10),
+    mask_scoring_rcnn=dict(hidden=32, pre=(100, 50), post=(50, 50), roi_num=32, max_num=10, mask_channels=16, mask_convs=1, iou_channels=16, iou_hidden=32),
 )
 
 
@@ -69,6 +71,18 @@ def test_verbs(learn):
     with other.no_bar(), other.no_logging():
         a, b = learn.predict(path)[0], other.predict(path)[0]
     assert torch.allclose(a.boxes, b.boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "cascade_rcnn", "cascade_mask_rcnn"])
+def test_rate_finder_beyond_divergence(name, recs, tmp_path):
+    "A search stops where the smoothed loss is four times the best, and fastai drops the last five losses: what is left must be enough for a suggestion"
+    seed_everything(0)
+    learn = det_learner(loaders(recs), name, path=tmp_path, **SMALL, **TINY[name])
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    with learn.no_bar(), learn.no_logging():
+        assert learn.lr_find(end_lr=10, num_it=14, show_plot=False).valley > 0
+    assert 5 < len(learn.recorder.losses) < 14
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
 
 
 def test_predictions_belong_to_their_images(learn):
