@@ -24,7 +24,10 @@ def _convert_mmdet(args):
     from visdet.models.certificate import certificate
     model = load_mmdet(args.config, args.checkpoint, args.classes.split(',') if args.classes else None, strict=not args.loose, allow_exec=args.allow_exec)
     if model.vocab is None: model.vocab = [f'class {i}' for i in range(model.num_classes)]
-    c = certificate(model, golden=args.golden, checkpoint=args.checkpoint)
+    if args.golden and args.live: raise ConfigError(explain('--golden and --live both say what to compare with', fix='Pass one of them'))
+    golden = args.golden
+    if args.live: from visdet.models.record import record_mmdet; golden = record_mmdet(args.config, args.checkpoint, args.live)
+    c = certificate(model, golden=golden, checkpoint=args.checkpoint)
     print(save_model(model, args.out, resize=_resize(model, args.size), metrics={})); print(c)
     if args.certificate: print(c.save(args.certificate))
     return int(not c.ok)

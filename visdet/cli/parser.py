@@ -363,7 +363,7 @@ def _convert(add):
         'visdet convert mmdet faster-rcnn_r50_fpn_1x_coco.py faster.pth --out faster.safetensors\nvisdet convert mmdet config.py model.pth --certificate cert.html --golden recorded.npz')
     c.add_argument('config', metavar='CONFIG', help='the configuration: .py, .json or .yaml'); c.add_argument('checkpoint', metavar='CHECKPOINT', help='the .pth file')
     c.add_argument('--out', default='model.safetensors', metavar='FILE', help='file to write (default model.safetensors)')
-    c.add_argument('--certificate', metavar='FILE', help='write what came over, and how well it agrees: .json or .html'); c.add_argument('--golden', metavar='FILE', help='.npz of outputs recorded from the original, to compare with')
+    c.add_argument('--certificate', metavar='FILE', help='write what came over, and how well it agrees: .json or .html'); c.add_argument('--golden', metavar='FILE', help='.npz of outputs recorded from the original, to compare with'); c.add_argument('--live', metavar='IMAGE', help='ask an installed MMDetection about this image, and compare')
     c.add_argument('--classes', metavar='A,B,C', help="names of the classes; the checkpoint's or the data set's if left out"); c.add_argument('--size', type=whole(16), metavar='N', help='shorter side of an image in pixels, if the configuration does not say')
     c.add_argument('--loose', action='store_true', help='write what fits even if something is predicted differently; the report says what'); c.add_argument('--allow-exec', action='store_true', help='run the configuration as Python; only for files you trust')
 

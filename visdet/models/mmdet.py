@@ -91,6 +91,7 @@ class MMDetReport:
     shapes:list=field(default_factory=list) # Tensors of another shape
     norm:tuple=None # Mean and deviation; None if not given
     bgr:bool=False # Did the checkpoint's model see blue first?
+    pad:int=None # Sides of its batches were multiples of this; None if not given
 
     def differences(self, training=False)->list: # Texts
         "What is computed differently: in prediction or, with `training`, only there"
@@ -158,7 +159,7 @@ def load_mmdet(
     norm, bgr = read_norm(pre)
     if norm: model.norm = model.body.norm = norm
     if (own := family_of(name).norm): own(model, pre)
-    model.mmdet_report = MMDetReport([name, kw], fates=fates, norm=norm, bgr=bgr)
+    model.mmdet_report = MMDetReport([name, kw], fates=fates, norm=norm, bgr=bgr, pad=(pre or {}).get('pad_size_divisor', 1) if pre else None)
     if state is not None: _fill(model, state, model.mmdet_report, strict)
     elif strict and model.mmdet_report.problems(): raise ConfigError(explain('; '.join(model.mmdet_report.problems()), where=name))
     return model.eval()
