@@ -189,14 +189,14 @@ class Body(nn.Module):
 
 # %% ../../nbs/nn/310_body.ipynb #8a6b9d67
 def _freeze_stages(body, info, n, x):
-    "Fix the parameters behind the `n`-th map of stride 4 and more; returns the norms among them"
+    "Fix the parameters behind the first `n` maps of stride 4 and more; returns the norms among them"
     if not n: return []
     deep = [i for i,(_,s,_) in enumerate(info) if s >= 4]
     if n > len(deep): raise ConfigError(f'frozen_stages={n}, but the body has {len(deep)} stages')
     body.eval(); named = dict(body.named_parameters())
     with torch.enable_grad():
         y = body.net(x); y = list(y.values()) if isinstance(y, dict) else y
-        g = torch.autograd.grad(y[deep[n-1]].sum(), list(named.values()), allow_unused=True)
+        g = torch.autograd.grad(sum(y[i].sum() for i in deep[:n]), list(named.values()), allow_unused=True)
     body.train()
     body.frozen = {k for (k,p),o in zip(named.items(), g) if o is not None}
     for k in body.frozen: named[k].requires_grad_(False)

@@ -40,7 +40,7 @@ class ChannelMapper(nn.Module):
         init_convs(self, 'xavier')
 
     def forward(self, xs:list)->list:
-        ys = [f(x) for f,x in zip(self.convs, xs)]
+        ys = [f(x) for f,x in zip(self.convs, xs, strict=True)]
         for i,f in enumerate(self.extra_convs): ys.append(f(ys[-1] if i else xs[-1]))
         return ys
 

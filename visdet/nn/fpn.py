@@ -56,7 +56,7 @@ class FPN(nn.Module):
 
     def _sums(self, xs):
         "The body's maps at a common width, each with what the coarser ones say"
-        zs = [f(x) for f,x in zip(self.lateral, xs)]
+        zs = [f(x) for f,x in zip(self.lateral, xs, strict=True)]
         for i in range(len(zs)-1, 0, -1): zs[i-1] = zs[i-1] + F.interpolate(zs[i], size=zs[i-1].shape[-2:], mode=self.upsample)
         return zs
 
