@@ -1,60 +1,20 @@
 "ATSS, GFL, VFNet and TOOD as wholes against figures recorded from MMDetection: maps, raw outputs, detections, loss terms, gradients"
 import functools
-import re
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from golden import DetectorCase, detectors
 from visdet.data.targets import make_targets
-from visdet.models.zoo import create_model
+from visdet.models.certificate import certificate
+from visdet.models.mmdet import load_mmdet, mmdet_args, to_mmdet
+from visdet.models.mmdet_keys import key_table
 
 NAMES = "atss", "gfl", "vfnet", "tood"
 TOL = 1e-4
-RULES = [
-    (r"body\.net\.", "backbone."),
-    (r"neck\.lateral\.", "neck.lateral_convs."),
-    (r"neck\.smooth\.", "neck.fpn_convs."),
-    (r"neck\.more\.(\d)\.", lambda m: f"neck.fpn_convs.{int(m[1]) + 3}."),
-    (r"head\.(cls|reg)_tower\.", r"bbox_head.\1_convs."),
-    (r"\.norm\.", ".gn."),
-]
-LAST = dict(
-    atss=[(r"head\.(cls|reg)\.", r"bbox_head.atss_\1."), (r"head\.ctr\.", "bbox_head.atss_centerness.")],
-    vfnet=[
-        (r"head\.(cls|reg|fine)_star\.", lambda m: f"bbox_head.vfnet_{'reg_refine' if m[1] == 'fine' else m[1]}_dconv."),
-        (r"head\.fine\.", "bbox_head.vfnet_reg_refine."),
-        (r"head\.(cls|reg|reg_conv)\.", r"bbox_head.vfnet_\1."),
-    ],
-    tood=[
-        (r"head\.stack\.", "bbox_head.inter_convs."),
-        (r"head\.(cls|reg)_part\.attention\.", r"bbox_head.\1_decomp.layer_attention."),
-        (r"head\.(cls|reg)_part\.reduce\.", r"bbox_head.\1_decomp.reduction_conv."),
-        (r"head\.(cls|reg)\.", r"bbox_head.tood_\1."),
-        (r"head\.agree\.", "bbox_head.cls_prob_module."),
-        (r"head\.shift\.", "bbox_head.reg_offset_module."),
-    ],
-    gfl=[(r"head\.(cls|reg)\.", r"bbox_head.gfl_\1."), (r"head\.integral\.", "bbox_head.integral.")],
-)
-ARGS = dict(atss={}, gfl={}, vfnet={}, tood={})
 TERMS = dict(loss_cls="cls", loss_bbox="box", loss_centerness="ctr", loss_dfl="dfl", loss_bbox_rf="fine")
-
-
-def theirs(case, k):
-    "MMDetection's name of a tensor"
-    for a, b in RULES[:-1] + LAST[case.id] + RULES[-1:]:
-        k = re.sub("^" + a if a[0] != "\\" else a, b, k)
-    return k
-
-
-def tensors(case, named):
-    "MMDetection's name of each tensor of a model -> the tensor; level scales are one tensor each there"
-    for k, v in named:
-        if m := re.fullmatch(r"head\.(scale|fine_scale)\.weight", k):
-            for i in range(len(v)):
-                yield f"bbox_head.{'scales' if m[1] == 'scale' else 'scales_refine'}.{i}.scale", k, i
-        else:
-            yield theirs(case, k), k, ...
 
 
 @functools.cache
@@ -62,16 +22,22 @@ def loaded(name):
     "The model with its weights, the normalised image, and what the model says of it"
     torch.set_num_threads(1)
     case = DetectorCase(name)
-    model = create_model(name, num_classes=80, frozen_stages=1, **ARGS[name])
-    mine, state = model.state_dict(), case.state()
-    for k, own, i in tensors(case, list(mine.items())):
-        if k != "bbox_head.integral.project":  # Whole numbers that the constructor makes
-            mine[own][i] = state.pop(k)
-    assert not state
-    model.load_state_dict(mine)
+    model = load_mmdet(case.config, case.state(), norm="bn")  # Norms that learn, as there; the tests keep their statistics
     x = (case.image()[None].float() / 255 - torch.tensor(model.norm[0])[:, None, None]) / torch.tensor(model.norm[1])[:, None, None]
     with torch.no_grad():
-        return model.eval(), x, model(x)
+        return model, x, model(x)
+
+
+@pytest.mark.parametrize("case", detectors(*NAMES))
+def test_keys(case):
+    model = loaded(case.id)[0]
+    assert not model.mmdet_report.problems()
+    back, state = to_mmdet(model), case.state()
+    assert set(back) - set(state) <= {"bbox_head.integral.project"}
+    for k, v in state.items():
+        assert torch.equal(back[k], v), k
+    name, args, fates = mmdet_args(case.config)
+    assert name == case.id and not [o for o in fates if o.effect and not o.key.startswith("model.backbone")], fates
 
 
 def targets(case):
@@ -134,7 +100,7 @@ def stepped(name):
     terms = model.loss(model(x), targets(case))
     sum(terms.values()).backward()
     grads = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
-    norms = {k: grads[own][i].norm().item() for k, own, i in tensors(case, list(grads.items()))}
+    norms = {r.theirs: grads[r.mine][... if r.row is None else r.row].norm().item() for r in key_table(model) if r.mine in grads}
     model.zero_grad()
     model.eval()
     return {k: v.item() for k, v in terms.items()}, norms
@@ -158,3 +124,30 @@ def test_gradients(case):
     got = torch.tensor([norms[k] for k in names])
     off = (got - want).abs() / (want + 1e-3 * want.max())
     assert off.max() <= 1e-3, f"{names[int(off.argmax())]}: {got[off.argmax()]:.6g} instead of {want[off.argmax()]:.6g}"
+
+
+@pytest.mark.parametrize("case", detectors(*NAMES))
+def test_certificate(case):
+    c = certificate(load_mmdet(case.config, case.state()), golden=case._file.with_suffix(".npz"))
+    assert c.ok and len(c["outputs"]) >= 18 and c["worst"] <= TOL and c["loss"]["relative"] <= TOL
+
+
+def test_broken_weights_are_seen():
+    for case in (o.values[0] for o in detectors("tood")):
+        if case is None:
+            return
+        state = case.state()
+        state["bbox_head.reg_offset_module.2.weight"] = state["bbox_head.reg_offset_module.2.weight"].flip(0)
+        assert not certificate(load_mmdet(case.config, state), golden=case._file.with_suffix(".npz")).ok
+
+
+STOCK = Path(__file__).resolve().parents[2] / "shared/mmdet/configs"
+
+
+@pytest.mark.parametrize("name", ["atss_r50_fpn_1x_coco", "gfl_r50_fpn_1x_coco"])
+def test_published_configurations(name):
+    if not (STOCK / f"{name}.json").is_file():
+        pytest.skip("the published configurations are not here")
+    entry, args, fates = mmdet_args(json.loads((STOCK / f"{name}.json").read_text()))
+    assert entry == name.split("_")[0] and args["num_classes"] == 80
+    assert not [o for o in fates if o.effect and not o.key.startswith("model.backbone")]
