@@ -69,6 +69,10 @@ from visdet.nn.dice import DiceLoss
 from visdet.models.zoo import Detector, list_models, create_model
 from visdet.models.retinanet import retinanet
 from visdet.models.fcos import fcos
+from visdet.models.atss import atss
+from visdet.models.gfl import gfl
+from visdet.models.vfnet import vfnet
+from visdet.models.tood import tood
 from visdet.models.faster_rcnn import faster_rcnn
 from visdet.models.mask_rcnn import mask_rcnn
 from visdet.models.cascade import cascade_rcnn, cascade_mask_rcnn
