@@ -101,7 +101,7 @@ def dense_hits(
 )->tuple: # assigned (B,M), in the gradient (B,M), loss terms
     "Which objects of a batch reach the assigner and the gradient of a dense head"
     M, leaf = targets.labels.shape[1], _leaves(raw)
-    match = model.head.assign(raw, targets)[-1]
+    match = model.head.assign(raw, targets); match = match.index if hasattr(match, 'iou') else match[-1]
     with torch.enable_grad():
         terms = model.loss(leaf, targets); total = sum(terms.values())
         if total.requires_grad: total.backward()

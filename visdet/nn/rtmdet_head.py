@@ -156,11 +156,12 @@ def centres(self:RTMDetHead, targets):
 @patch
 @torch.no_grad()
 def assign(self:RTMDetHead,
-    rows:tuple, # From `rows`
+    raw:dict, # Raw outputs
     targets, # `Targets`
+    rows:tuple=None, # From `rows`, if they are known already
 ): # `Assigned`: index (B,N), -1 is background, and iou (B,N)
     "The object of each place, by the present predictions"
-    p, cls, boxes = rows
+    p, cls, boxes = rows or self.rows(raw)
     return self.assigner.match(p, boxes, cls, targets.boxes, targets.labels, targets.valid, self.centres(targets))
 
 # %% ../../nbs/nn/373_rtmdet_head.ipynb #5ded7cff
@@ -168,7 +169,7 @@ def assign(self:RTMDetHead,
 def loss(self:RTMDetHead, raw:dict, targets)->dict: # cls, box
     "Terms per overlap of the positives of the batch"
     rows = self.rows(raw)
-    return self.terms(raw, rows, self.assign(rows, targets), targets)
+    return self.terms(raw, rows, self.assign(raw, targets, rows), targets)
 
 @patch
 def terms(self:RTMDetHead,
@@ -226,7 +227,7 @@ def oracle(self:RTMDetHead, raw:dict, targets)->dict: # `raw` as a perfect head 
     area = (bx[...,2:]-bx[...,:2]).prod(-1).masked_fill(~targets.valid[:,None], torch.inf).expand(-1, len(p), -1)
     area, i = area.masked_fill(~((p[:,None,:2] > bx[...,:2]) & (p[:,None,:2] < bx[...,2:])).all(-1), torch.inf).min(-1)
     first = self._say(raw, p, torch.where(area.isinf(), -1, i), targets)
-    return self._say(raw, p, self.assign(self.rows(first), targets).index, targets)
+    return self._say(raw, p, self.assign(first, targets).index, targets)
 
 # %% ../../nbs/nn/373_rtmdet_head.ipynb #23b3aada
 def _bench(device, channels=64, classes=4, bs=1, h=256, w=256):

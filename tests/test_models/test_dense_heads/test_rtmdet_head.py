@@ -123,7 +123,7 @@ def test_several_images_are_their_sum():
     for i, n in enumerate((1, 2)):
         one = {k: [o[i : i + 1] for o in v] if isinstance(v, list) else v[i : i + 1] for k, v in raw.items()}
         ti = make_targets([t.boxes[i, :n]], [t.labels[i, :n]], [(S, S)])
-        w = h.assign(h.rows(one), ti).iou.sum()
+        w = h.assign(one, ti).iou.sum()
         weights.append(w)
         for k, v in h.loss(one, ti).items():
             sums[k] = sums[k] + v * w.clamp(min=1)
