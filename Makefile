@@ -33,7 +33,7 @@ FIGURES := $(and $(wildcard $(or $(VISDET_GOLDEN),../shared/mmdet/golden)),$(wil
 parity: $(VENV)/.ready  ## the parity ledger against the results of `make pytest`
 	$(BIN)/visdet dev parity --results build/pytest.xml $(if $(FIGURES),,--allow-skipped "set VISDET_")
 
-AGAINST ?= main
+AGAINST ?= $(or $(VISDET_AGAINST),main)
 coverage: $(VENV)/.ready  ## which changed statements ran in tests (VISDET_COVERAGE=build/coverage make pytest) and notebooks; a report, no judgement
 	VISDET_KERNELS=off MPLBACKEND=agg OMP_NUM_THREADS=1 $(BIN)/visdet dev coverage --against $(AGAINST) --data build/coverage --notebooks
 
