@@ -12,15 +12,18 @@ from torch.overrides import TorchFunctionMode
 
 # %% ../../nbs/nn/305_frozen.ipynb #8d246c2a
 class FrozenNorm(nn.Module):
-    "A batch norm whose statistics and weights never change"
+    "A batch norm whose statistics never change, nor its weights unless they may learn"
     def __init__(self,
         bn:nn.BatchNorm2d, # The norm to replace; its tensors are shared, not copied
+        learn:bool=False, # Do scale and shift learn?
     ):
         super().__init__()
         n, dev = bn.num_features, bn.running_mean.device
         self.eps, self.folded, self.num_features = bn.eps, False, n
-        self.register_buffer('weight', torch.ones(n, device=dev) if bn.weight is None else bn.weight.data)
-        self.register_buffer('bias', torch.zeros(n, device=dev) if bn.bias is None else bn.bias.data)
+        for k,new in (('weight', torch.ones), ('bias', torch.zeros)):
+            old = getattr(bn, k)
+            if learn and old is not None: setattr(self, k, old)
+            else: self.register_buffer(k, new(n, device=dev) if old is None else old.data)
         for k in ('running_mean', 'running_var', 'num_batches_tracked'): self.register_buffer(k, getattr(bn, k))
         self.drop, self.act = getattr(bn, 'drop', None), getattr(bn, 'act', None)
 
@@ -36,7 +39,7 @@ class FrozenNorm(nn.Module):
         for f in (self.drop, self.act): x = x if f is None else f(x)
         return x
 
-    def extra_repr(self): return f'{self.num_features}, eps={self.eps}, folded={self.folded}'
+    def extra_repr(self): return f"{self.num_features}, eps={self.eps}, folded={self.folded}{', scale and shift learn' if isinstance(self.weight, nn.Parameter) else ''}"
 
 # %% ../../nbs/nn/305_frozen.ipynb #96ac780e
 class FoldedConv(nn.Conv2d):
@@ -52,7 +55,7 @@ class FoldedConv(nn.Conv2d):
         return self.weight*s[:,None,None,None], t if self.bias is None else torch.addcmul(t, self.bias, s)
 
     def forward(self, x):
-        if torch.is_grad_enabled() and self.weight.requires_grad: self._kept = None
+        if torch.is_grad_enabled() and (self.weight.requires_grad or self._norm[0].weight.requires_grad): self._kept = None
         return self._conv_forward(x, *(self._kept or self.folded()))
 
     def train(self, mode=True):
@@ -107,12 +110,13 @@ def freeze_norm(
     m:nn.Module, # A network, changed in place
     x:torch.Tensor, # An input for the dry run
     only=None, # The norms to freeze, all by default
+    learn:bool=False, # Do their scales and shifts learn?
 )->nn.Module: # `m`
     "Replace batch norms by frozen ones, folded into their convolutions"
     pairs = {n: c for c,n in find_pairs(m, x)}
     for parent in list(m.modules()):
         for k,n in list(parent.named_children()):
             if not isinstance(n, nn.BatchNorm2d) or (only is not None and n not in only) or n.running_mean is None: continue
-            fz = FrozenNorm(n); setattr(parent, k, fz)
+            fz = FrozenNorm(n, learn); setattr(parent, k, fz)
             if n in pairs: pairs[n].__class__ = FoldedConv; pairs[n].fold(fz)
     return m
