@@ -71,6 +71,7 @@ def det_windows(
     "The form of Swin that detectors are trained with"
     blocks = [o for o in net.modules() if isinstance(o, SwinTransformerBlock)]
     if not blocks: raise ConfigError(explain('only shifted-window transformers have windows', where=type(net).__name__, fix="Leave 'det' before the name of the body out"))
+    net.patch_embed.dynamic_img_pad = True # An image whose sides do not divide by a patch gets zeros at the right and the bottom
     for o in blocks: o.__class__, o.shift_size, o.dynamic_mask, o.always_partition = PaddedBlock, o.target_shift_size, True, True
     return NormedMaps(net)
 
