@@ -56,7 +56,7 @@ class DenoisingQueries(nn.Module):
         here = live[:,None,None].expand(full)
         index = torch.where(here, first[:,None,None], -1); index = torch.cat([index[:,:,:1], torch.full_like(index[:,:,1:], -1)], 2)
         flat = lambda o: o.flatten(1, 3)
-        return Denoising(flat(self.label_embedding(lbl)*here[...,None]), flat(boxes*here[...,None]), flat(index), 2*n)
+        return Denoising(flat(self.label_embedding(lbl)*here[...,None]), flat(torch.where(here[...,None], boxes, 0.)), flat(index), 2*n)
 
     def _labels(self, lbl, full, rand):
         "Labels of all queries, some drawn anew"

@@ -200,7 +200,8 @@ def oracle(self:DeformableDETRHead, raw:dict, targets)->dict: # `raw` as a perfe
     if n:
         lbl = torch.where(targets.valid, targets.labels, -1).gather(1, order)
         cls[:,:n] += F.one_hot(lbl.clamp(min=0), self.num_classes)*(lbl >= 0)[...,None]*22.
-        box[:,:n] = to_shares(targets.boxes, raw['frame'].to(targets.boxes.device)).gather(1, order[...,None].expand(-1, -1, 4))
+        at = to_shares(targets.boxes, raw['frame'].to(targets.boxes.device)).gather(1, order[...,None].expand(-1, -1, 4))
+        box[:,:n] = torch.where((lbl >= 0)[...,None], at, .5)
     return {**raw, 'cls': [cls]*len(raw['cls']), 'reg': [box]*len(raw['reg'])}
 
 # %% ../../nbs/nn/398_query_head.ipynb #d11f368e
