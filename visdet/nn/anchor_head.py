@@ -96,9 +96,9 @@ def dense_focal(
 # %% ../../nbs/nn/363_anchor_head.ipynb #e4afc913
 @patch
 def assign(self:AnchorHead, raw, targets)->tuple: # anchors of each level, match (B,N)
-    "The object of each anchor"
-    priors = self.priors(raw)
-    return priors, self.assigner(torch.cat(priors), targets.boxes, targets.valid, targets.crowd)
+    "The object of each anchor; those in the padding are ignored and win no object"
+    priors, out = self.priors(raw), beyond(self.levels, raw, targets.sizes)
+    return priors, self.assigner(torch.where(out[...,None], -1e6, torch.cat(priors)), targets.boxes, targets.valid, targets.crowd).masked_fill(out, IGNORED)
 
 @patch
 def _box_rows(self:AnchorHead, priors, match, targets):

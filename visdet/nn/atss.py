@@ -17,12 +17,18 @@ from .assign import BACKGROUND, IGNORED, Assigned, _Assigner, _bench_boxes, _ben
 # %% ../../nbs/nn/331_atss.ipynb #c3ded571
 def _centres(o): return (o[...,:2]+o[...,2:4])/2
 
-def _nearest(priors, boxes, counts, k, skip=None):
+def _nearest(priors, boxes, counts, k, skip=None, out=None):
     "The k priors of each level nearest to each object: (B,M,K); those of `skip` (B,N) only where there are no others"
     d = (_centres(priors)-_centres(boxes)[:,:,None]).pow(2).sum(-1).sqrt()
     if skip is not None: d = d.masked_fill(skip[:,None], 1e8)
+    if out is not None: d = d.masked_fill(out[:,None], torch.inf)
     start = [sum(counts[:i]) for i in range(len(counts))]
     return torch.cat([o.topk(min(k, o.shape[-1]), -1, largest=False)[1]+s for o,s in zip(d.split(list(counts), -1), start)], -1)
+
+def _threshold(iou, real):
+    "Mean plus deviation of the overlaps (B,M,K) of the candidates that are real"
+    n = real.sum(-1, keepdim=True); mean = (iou*real).sum(-1, keepdim=True)/n.clamp(min=1)
+    return mean+(((iou-mean)*real).square().sum(-1, keepdim=True)/(n-1).clamp(min=1)).sqrt()
 
 def _within(p, boxes, least=.01):
     "Are points (...,2) inside boxes (...,4), farther than `least` from every side?"
@@ -44,18 +50,20 @@ class ATSSAssigner(_Assigner):
         boxes:torch.Tensor, # (B,M,4)
         valid:torch.Tensor, # (B,M) bool
         crowd:torch.Tensor=None, # (B,M) bool: columns that are regions to leave alone; needed if `ignore` is set
+        out:torch.Tensor=None, # (B,N) bool: priors that do not exist for an image, see `beyond`
     )->Assigned: # Overlaps of positives, else 0
         "The object of each prior, -1 background, -2 ignored, and its overlap"
         (B,M),N = valid.shape, len(priors)
         skip = _crowds(self.ignore, priors, boxes, valid, crowd)
-        if M==0 or N==0: return _nothing(valid, N, priors)
-        idx = _nearest(priors, boxes, counts, self.topk, skip)
+        if M==0 or N==0: none = _nothing(valid, N, priors); return none if out is None else none._replace(index=none.index.masked_fill(out, IGNORED))
+        idx = _nearest(priors, boxes, counts, self.topk, skip, out)
         near = priors[idx]
         iou = box_iou(boxes[:,:,None], near)[:,:,0]
-        thr = iou.mean(-1, keepdim=True)+iou.std(-1, correction=min(1, iou.shape[-1]-1), keepdim=True)
-        ok = (iou >= thr) & _within(_centres(near), boxes[:,:,None]) & valid[...,None]
+        real = torch.ones_like(iou, dtype=torch.bool) if out is None else ~out[:,None].expand(-1, M, -1).gather(2, idx)
+        ok = (iou >= _threshold(iou, real)) & real & _within(_centres(near), boxes[:,:,None]) & valid[...,None]
         best,which = iou.new_full((B, M, N), -1.).scatter_(2, idx, iou.masked_fill(~ok, -1.)).max(1)
-        none = BACKGROUND if skip is None else torch.where(skip, IGNORED, BACKGROUND)
+        left = skip if out is None else out if skip is None else skip | out
+        none = BACKGROUND if left is None else torch.where(left, IGNORED, BACKGROUND)
         return Assigned(torch.where(best < 0, none, which), best.clamp(min=0.))
 
 # %% ../../nbs/nn/331_atss.ipynb #94122150

@@ -54,9 +54,9 @@ class AdaptiveHead(nn.Module):
         return self.levels(level_sizes(raw['cls']), image_shape(raw), raw['cls'][0].device)
 
     def assign(self, raw, targets)->tuple: # anchors of each level, match (B,N)
-        "The object of each anchor"
+        "The object of each anchor; those in the padding do not exist for an image, and are ignored"
         ps = self.priors(raw)
-        return ps, self.assigner(torch.cat(ps), [len(o) for o in ps], targets.boxes, targets.valid, targets.crowd)
+        return ps, self.assigner(torch.cat(ps), [len(o) for o in ps], targets.boxes, targets.valid, targets.crowd, beyond(self.levels, raw, targets.sizes))
 
 # %% ../../nbs/nn/364_atss_head.ipynb #f36c70a8
 @patch

@@ -71,11 +71,12 @@ def _bench(device, channels=64, bs=1, h=256, w=256):
 bench_case('head', 'RPN', _bench, quick=dict(channels=64), full=[dict(channels=256, h=800, w=1216), dict(channels=256, bs=8)], modes=('forward', 'both'))
 
 # %% ../../nbs/nn/370_rpn.ipynb #0797d27a
-def _match(self, priors, targets):
-    "The object of each anchor and its overlap; anchors beyond the border are ignored and win no object"
-    if self.border is None: return self.assigner.match(priors, targets.boxes, targets.valid, targets.crowd)[:2]
-    end = targets.sizes.flip(1).to(priors)[:,None]+self.border
-    out = (priors[:,:2] < -self.border).any(1) | (priors[:,2:] >= end).any(-1)
+def _match(self, raw, priors, targets):
+    "The object of each anchor and its overlap; anchors in the padding or beyond the border are ignored and win no object"
+    out = beyond(self.levels, raw, targets.sizes)
+    if self.border is not None:
+        end = targets.sizes.flip(1).to(priors)[:,None]+self.border
+        out = out | (priors[:,:2] < -self.border).any(1) | (priors[:,2:] >= end).any(-1)
     a = self.assigner.match(torch.where(out[...,None], -1e6, priors), targets.boxes, targets.valid, targets.crowd)
     return a.index.masked_fill(out, IGNORED), a.iou
 
@@ -84,7 +85,7 @@ def _match(self, priors, targets):
 def loss(self:RPN, raw:dict, targets, generator=None)->dict: # rpn_cls, rpn_box
     "Objectness and box terms of a sample of anchors"
     priors = torch.cat(self.priors(raw))
-    match, iou = _match(self, priors, targets)
+    match, iou = _match(self, raw, priors, targets)
     idx, ok = self.sampler(match, generator, **(dict(overlap=iou) if 'overlap' in self.sampler.wants else {}))
     b = torch.arange(len(match), device=match.device)[:,None].expand_as(idx).flatten(); i, ok = idx.flatten(), ok.flatten().float()
     pick = lambda k,n: torch.cat([map_rows(o, n) for o in raw[k]], 1)[b,i]

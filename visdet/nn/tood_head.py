@@ -153,8 +153,10 @@ def forward(self:TOODHead, feats, images)->dict: # cls: maps (B,K,h,w); reg: map
 @torch.no_grad()
 def align(self:TOODHead, raw, targets)->tuple: # anchors of each level, match (B,N), targets of the class (B,N)
     "The object of each anchor by the present predictions, and how good the anchor shall say it is"
-    ps = self.priors(raw); s = torch.cat([o.new_full((len(o), 1), float(k)) for o,k in zip(ps, self.strides)])
-    got = self.aligned.match(torch.cat(ps), joined(raw['reg'], 4)*s, joined(raw['cls'], self.num_classes).sigmoid(), targets.boxes, targets.labels, targets.valid)
+    ps, out = self.priors(raw), beyond(self.levels, raw, targets.sizes)
+    s = torch.cat([o.new_full((len(o), 1), float(k)) for o,k in zip(ps, self.strides)])
+    got = self.aligned.match(torch.cat(ps), joined(raw['reg'], 4)*s, joined(raw['cls'], self.num_classes).sigmoid()*~out[...,None], targets.boxes, targets.labels, targets.valid)
+    got = got._replace(index=got.index.masked_fill(out, IGNORED))
     if not targets.labels.shape[1]: return ps, got.index, got.metric
     at = got.index.clamp(min=0)
     top = lambda v: v.new_zeros(targets.labels.shape).scatter_reduce(1, at, v, 'amax').gather(1, at)
@@ -170,7 +172,7 @@ def loss(self:TOODHead, raw:dict, targets)->dict: # cls, box
     labels, cuts, K = match_labels(match, targets.labels), level_cuts(ps), self.num_classes
     b, i, w, p, s, gt = self.rows(ps, match, targets)
     if first: cls = self.initial_weight*dense_focal(raw['cls'], K, cuts, labels, image_weights(match)[:,None]*(match != IGNORED), alpha=self.alpha, gamma=self.gamma)
-    else: cls = self.cls_weight*dense_quality(raw['cls'], K, cuts, labels, goal, torch.ones_like(goal)/goal.sum().clamp(min=1), self.beta)
+    else: cls = self.cls_weight*dense_quality(raw['cls'], K, cuts, labels, goal, (match != IGNORED)/goal.sum().clamp(min=1), self.beta)
     u = w*(side_centre(p, gt) if first else goal[b,i])
     box = self.reg_loss(joined(raw['reg'], 4)[b,i], gt/s[:,None], u/u.sum().clamp(min=1))
     return dict(cls=cls, box=box*self.reg_weight)
