@@ -10,10 +10,9 @@ import torch
 from fastcore.basics import patch
 from pathlib import Path
 from torch import nn
-from typing import Literal
 from ..core.basics import ConfigError, explain
 from ..core.registry import entry
-from ..core.types import Amount, Count, Positive, Share, Whole
+from ..core.types import Amount, Count, NormMode, Positive, Share, Whole
 from ..cv.coders import DeltaCoder
 from ..cv.roi import to_rois
 from .detector import *
@@ -172,7 +171,7 @@ def cascade_rcnn(
     weights:str|Path=None, # Local file of weights for the body
     in_chans:Count=3, # Channels of the images
     frozen_stages:Whole=0, # Stages of the body that never change
-    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
+    norm:NormMode='bn', # Body's batch norms: 'bn' | 'eval' | 'frozen', see `create_body`
     levels:Count=5, # Levels of the pyramid
     channels:Count=256, # Channels of the pyramid and the proposal network
     hidden:Count=1024, # Outputs of the linear layers of each stage
@@ -224,7 +223,7 @@ def cascade_mask_rcnn(
     weights:str|Path=None, # Local file of weights for the body
     in_chans:Count=3, # Channels of the images
     frozen_stages:Whole=0, # Stages of the body that never change
-    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
+    norm:NormMode='bn', # Body's batch norms: 'bn' | 'eval' | 'frozen', see `create_body`
     levels:Count=5, # Levels of the pyramid
     channels:Count=256, # Channels of the pyramid and the proposal network
     hidden:Count=1024, # Outputs of the linear layers of each stage

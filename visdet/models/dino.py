@@ -8,9 +8,8 @@ __all__ = ['dino']
 # %% ../../nbs/models/438_dino.ipynb #8a4d7651
 from pathlib import Path
 from torch import nn
-from typing import Literal
 from ..core.registry import entry
-from ..core.types import Amount, Count, Positive, Share, Whole
+from ..core.types import Amount, Count, NormMode, Positive, Share, Whole
 from .deformable_detr import *
 from .detector import *
 from ..nn.body import create_body
@@ -28,7 +27,7 @@ def dino(
     nodes:list[str]=None, # Submodules of the body whose outputs are its maps
     in_chans:Count=3, # Channels of the images
     frozen_stages:Whole=0, # Stages of the body that never change
-    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
+    norm:NormMode='bn', # Body's batch norms: 'bn' | 'eval' | 'frozen', see `create_body`
     out:tuple[Count, ...]=None, # Strides of the body's maps; those it has of 8, 16 and 32 by default
     levels:Count=4, # Levels in all
     channels:Count=256, # Channels of the transformer

@@ -8,9 +8,8 @@ __all__ = ['double_head_rcnn']
 # %% ../../nbs/models/432_double_head_rcnn.ipynb #a4c11a28
 from pathlib import Path
 from torch import nn
-from typing import Literal
 from ..core.registry import entry
-from ..core.types import Amount, Count, Positive, Share, Whole
+from ..core.types import Amount, Count, NormMode, Positive, Share, Whole
 from .detector import model_cases
 from .faster_rcnn import faster_rcnn
 from .two_stage import TwoStage
@@ -27,7 +26,7 @@ def double_head_rcnn(
     weights:str|Path=None, # Local file of weights for the body
     in_chans:Count=3, # Channels of the images
     frozen_stages:Whole=0, # Stages of the body that never change
-    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
+    norm:NormMode='bn', # Body's batch norms: 'bn' | 'eval' | 'frozen', see `create_body`
     levels:Count=5, # Levels of the pyramid
     channels:Count=256, # Channels of the pyramid and the proposal network
     hidden:Count=1024, # Outputs of the linear layers of the second stage

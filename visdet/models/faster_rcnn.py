@@ -8,9 +8,8 @@ __all__ = ['faster_rcnn']
 # %% ../../nbs/models/430_faster_rcnn.ipynb #a89c5254
 from pathlib import Path
 from torch import nn
-from typing import Literal
 from ..core.registry import entry
-from ..core.types import Amount, Count, Pair, Positive, Share, Whole
+from ..core.types import Amount, Count, NormMode, Pair, Positive, Share, Whole
 from ..cv.coders import DeltaCoder
 from ..cv.priors import AnchorGenerator
 from .detector import class_table, model_cases
@@ -41,7 +40,7 @@ def faster_rcnn(
     nodes:list[str]=None, # Submodules of the body whose outputs are its maps
     in_chans:Count=3, # Channels of the images
     frozen_stages:Whole=0, # Stages of the body that never change
-    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
+    norm:NormMode='bn', # Body's batch norms: 'bn' | 'eval' | 'frozen', see `create_body`
     out:tuple[Count, ...]=None, # Strides of the body's maps; those it has of 4, 8, 16 and 32 by default
     levels:Count=5, # Levels of the pyramid
     channels:Count=256, # Channels of the pyramid and the proposal network

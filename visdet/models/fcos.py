@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 from typing import Literal
 from ..core.registry import entry
-from ..core.types import Count, Positive, Share, Whole
+from ..core.types import Count, NormMode, Positive, Share, Whole
 from .detector import *
 from ..nn.assign import PointAssigner
 from ..nn.body import create_body
@@ -31,7 +31,7 @@ def fcos(
     nodes:list[str]=None, # Submodules of the body whose outputs are its maps
     in_chans:Count=3, # Channels of the images
     frozen_stages:Whole=0, # Stages of the body that never change
-    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
+    norm:NormMode='bn', # Body's batch norms: 'bn' | 'eval' | 'frozen', see `create_body`
     out:tuple[Count, ...]=None, # Strides of the body's maps; those it has of 8, 16 and 32 by default
     levels:Count=5, # Levels of the pyramid
     extra:Literal['pool', 'on_input', 'on_output']='on_output', # How added levels are made, see `FPN`

@@ -12,7 +12,7 @@ from torch import nn
 from typing import Literal
 from ..core.basics import ConfigError, explain, unknown
 from ..core.registry import entry
-from ..core.types import Amount, Count, Positive, Share, Whole
+from ..core.types import Amount, Count, NormMode, Positive, Share, Whole
 from ..cv.anchor_kinds import SSDAnchorGenerator
 from ..cv.coders import DeltaCoder
 from .detector import *
@@ -52,7 +52,7 @@ def ssd(
     nodes:list[str]=None, # Submodules of `body` whose outputs are its maps
     in_chans:Count=3, # Channels of the images
     frozen_stages:Whole=0, # Stages of the body that never change
-    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
+    norm:NormMode='bn', # Body's batch norms: 'bn' | 'eval' | 'frozen', see `create_body`
     out:tuple[Count, ...]=None, # Strides of the body's maps; 8 and 16 of VGG, 16 and 32 of others by default
     level_channels:list[Count]=None, # Channels of each added level
     level_strides:list[Count]=None, # Strides of their convolutions
