@@ -7,6 +7,7 @@ __all__ = ['DINOHead']
 
 # %% ../../nbs/nn/399_dino_head.ipynb #a739413a
 import torch
+from fastcore.basics import patch
 from torch import nn
 from ..core.cases import bench_case
 from ..core.registry import register
@@ -51,43 +52,57 @@ class DINOHead(DeformableDETRHead):
         super().__init__(num_classes, dim, levels, queries, enc_layers, dec_layers, heads, points, hidden, dropout, True, True, temperature, offset, assigner,
                          cls_weight, box_weight, iou_weight, alpha, gamma, score_thr, max_num)
 
-    def _sources(self, dim):
-        self.memory_trans_fc, self.memory_trans_norm, self.query_embedding = nn.Linear(dim, dim), nn.LayerNorm(dim), nn.Embedding(self.queries, dim)
-        self.denoising = DenoisingQueries(*self.dn)
+# %% ../../nbs/nn/399_dino_head.ipynb #552a4c95
+@patch
+def _sources(self:DINOHead, dim):
+    "Contents are a table, references come from the proposals"
+    self.memory_trans_fc, self.memory_trans_norm, self.query_embedding = nn.Linear(dim, dim), nn.LayerNorm(dim), nn.Embedding(self.queries, dim)
+    self.denoising = DenoisingQueries(*self.dn)
 
-    def sources(self, memory, c, targets=None):
-        _, cls, box = self.propose(memory, c)
-        top = cls.max(-1)[0].topk(min(self.queries, cls.shape[1]), 1)[1][...,None]
-        cls, box = (o.gather(1, top.expand(-1, -1, o.shape[-1])) for o in (cls, box))
-        x = self.query_embedding.weight[:top.shape[1]].expand(len(memory), -1, -1)
-        refs, blocked, more = box.detach(), None, dict(enc_cls=cls, enc_reg=box.sigmoid())
-        if targets is not None:
-            d = self._noisy(targets); n = d.content.shape[1]
-            x = torch.cat([d.content.to(x.dtype), x+self.denoising.label_embedding.weight[0]*0], 1)
-            refs, blocked = torch.cat([d.boxes, refs], 1), blind_spots(d.group, n, top.shape[1], x.device)
-            more['dn_index'] = d.index
-        return x, None, refs.sigmoid(), blocked, more
+@patch
+def _noisy(self:DINOHead, targets):
+    "Denoising queries, with errors from a fixed seed in evaluation"
+    g = None if self.training else torch.Generator(targets.boxes.device).manual_seed(0)
+    return self.denoising(targets, targets.sizes, g)
 
-    def _noisy(self, targets):
-        "Denoising queries, with errors from a fixed seed in evaluation"
-        g = None if self.training else torch.Generator(targets.boxes.device).manual_seed(0)
-        return self.denoising(targets, targets.sizes, g)
+@patch
+def sources(self:DINOHead, memory, c, targets=None):
+    "Where the decoder begins: denoising queries first, if there are targets"
+    _, cls, box = self.propose(memory, c)
+    top = cls.max(-1)[0].topk(min(self.queries, cls.shape[1]), 1)[1][...,None]
+    cls, box = (o.gather(1, top.expand(-1, -1, o.shape[-1])) for o in (cls, box))
+    x = self.query_embedding.weight[:top.shape[1]].expand(len(memory), -1, -1)
+    refs, blocked, more = box.detach(), None, dict(enc_cls=cls, enc_reg=box.sigmoid())
+    if targets is not None:
+        d = self._noisy(targets); n = d.content.shape[1]
+        x = torch.cat([d.content.to(x.dtype), x+self.denoising.label_embedding.weight[0]*0], 1)
+        refs, blocked = torch.cat([d.boxes, refs], 1), blind_spots(d.group, n, top.shape[1], x.device)
+        more['dn_index'] = d.index
+    return x, None, refs.sigmoid(), blocked, more
 
-    def forward(self, feats, images, sizes=None, targets=None):
-        if targets is not None: sizes = targets.sizes
-        raw = super().forward(feats, images, sizes, targets)
-        if targets is None: return raw
-        n, cut = raw['dn_index'].shape[1], {}
-        for k in ('cls', 'reg'): cut[f'dn_{k}'], cut[k] = [o[:,:n] for o in raw[k]], [o[:,n:] for o in raw[k]]
-        return {**raw, **cut}
+# %% ../../nbs/nn/399_dino_head.ipynb #0f666a61
+@patch
+def forward(self:DINOHead, feats, images, sizes=None, targets=None):
+    "As the parent's; with targets `dn_cls`, `dn_reg` of each layer and `dn_index` (B,D) too"
+    if targets is not None: sizes = targets.sizes
+    raw = super(DINOHead, self).forward(feats, images, sizes, targets)
+    if targets is None: return raw
+    n, cut = raw['dn_index'].shape[1], {}
+    for k in ('cls', 'reg'): cut[f'dn_{k}'], cut[k] = [o[:,:n] for o in raw[k]], [o[:,n:] for o in raw[k]]
+    return {**raw, **cut}
 
-    def loss(self, raw, targets):
-        res = super().loss(raw, targets)
-        if 'dn_index' not in raw: return res
-        L = len(raw['dn_cls'])
-        return {**res, **self.criterion.layers(raw['dn_cls'], raw['dn_reg'], [raw['dn_index']]*L, targets, raw['frame'], 'dn_')}
+@patch
+def first_stage_loss(self:DINOHead, raw, targets):
+    "The terms of the proposals that were chosen, with true labels"
+    return super(DINOHead, self).first_stage_loss(raw, targets, targets.labels)
 
-    def first_stage_loss(self, raw, targets): return super().first_stage_loss(raw, targets, targets.labels)
+@patch
+def loss(self:DINOHead, raw, targets):
+    "Terms of all layers, of the encoder's proposals, and of the denoising queries"
+    res = super(DINOHead, self).loss(raw, targets)
+    if 'dn_index' not in raw: return res
+    L = len(raw['dn_cls'])
+    return {**res, **self.criterion.layers(raw['dn_cls'], raw['dn_reg'], [raw['dn_index']]*L, targets, raw['frame'], 'dn_')}
 
 # %% ../../nbs/nn/399_dino_head.ipynb #8815fa89
 def _bench(device, channels=64, classes=4, queries=50, layers=2, bs=1, h=256, w=256):
