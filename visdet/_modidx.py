@@ -3469,8 +3469,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'visdet/models/mmdet_yolo.py'),
                                           'visdet.models.mmdet_yolo._last_name': ( 'models/mmdet_yolo.html#_last_name',
                                                                                    'visdet/models/mmdet_yolo.py'),
-                                          'visdet.models.mmdet_yolo._mobile_body': ( 'models/mmdet_yolo.html#_mobile_body',
-                                                                                     'visdet/models/mmdet_yolo.py'),
                                           'visdet.models.mmdet_yolo._next_name': ( 'models/mmdet_yolo.html#_next_name',
                                                                                    'visdet/models/mmdet_yolo.py'),
                                           'visdet.models.mmdet_yolo._rtmdet': ( 'models/mmdet_yolo.html#_rtmdet',

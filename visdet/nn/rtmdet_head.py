@@ -102,6 +102,7 @@ class RTMDetHead(nn.Module):
         "Fresh weights"
         init_convs(self)
         for m in (*self.cls, *(self.obj or ())): nn.init.constant_(m.bias, prior_bias())
+        for m in self.reg: nn.init.constant_(m.bias, float(self.how != 'exp'))
 
     def forward(self, feats, images)->dict: # cls (B,K,h,w) logits; reg (B,4,h,w) distances in pixels; shape
         return self._outputs(feats, images)

@@ -17,7 +17,7 @@ BEHAVIOURS = {
     "with one object: every term above 0": "test_one_object",
     "terms are scalars with finite gradients": "test_one_object",
     "objects outside of the image are not learned": "test_outside",
-    "class logits start at a probability of one per cent": "test_start",
+    "class logits start at a probability of one per cent, boxes at one stride": "test_start",
     "convolutions are shared by the levels, norms are not": "test_sharing",
     "forward and prediction run; no more detections than asked for": "test_predict",
     "masks: the term is 0 without objects and above 0 with one": "test_masks",
@@ -78,6 +78,9 @@ def test_start():
         h = head(kind, kw)
         for m in (*h.cls, *(h.obj or ())):
             assert m.bias.detach().allclose(torch.tensor(-4.59512), atol=1e-5)
+        raw, _ = run(h.eval(), [], [])
+        for r, s in zip(raw["reg"], STRIDES):
+            assert ((r - s).abs() < 0.2 * s).all()  # One stride to each side
 
 
 def test_sharing():
