@@ -138,6 +138,14 @@ class TestBitmap:
         with pytest.raises(ConfigError, match="one box"):
             crop_mask(rle_encode(noise(1)[0]), [(0, 10, 10, 27), (0, 0, 5, 5)], SIZE)
 
+    @pytest.mark.parametrize("size", [(20, 30), (30, 20)])
+    @pytest.mark.parametrize("window", [(3, 4, 17, 19), (-5, -6, 40, 35), (18, 15, 40, 40), (-9, 12, 4, 33)])
+    def test_crop_beyond(self, size, window):
+        "Images that are wider or taller, windows that leave them on every side"
+        a, (x1, y1, x2, y2) = noise(2, size), window
+        want = np.pad(a, ((0, 0), (50, 50), (50, 50)))[:, y1 + 50 : y2 + 50, x1 + 50 : x2 + 50]
+        assert (bits([crop_mask(o, window, size) for o in rle_encode(a)], want.shape[1:]) == want).all()
+
     @both
     def test_crop_and_resize(self, n):
         "Five boxes of three masks, on a grid of 56 x 56 cells"
