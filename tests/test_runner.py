@@ -80,7 +80,7 @@ def test_every_preset_is_valid_and_stands_in_the_lists(cat):
     assert {"retinanet", "fcos", "faster_rcnn", "mask_rcnn"} <= entries
 
 
-@pytest.mark.parametrize("name", ["fcos_tiny", "faster_rcnn_tiny", "mask_rcnn_tiny", "retinanet_mobile", "yolox_nano", "yolox_tiny"])
+@pytest.mark.parametrize("name", ["fcos_tiny", "faster_rcnn_tiny", "mask_rcnn_tiny", "retinanet_mobile", "yolox_nano", "yolox_tiny", "rtmdet_tiny", "rtmdet_ins_tiny"])
 def test_small_presets_build(name):
     from visdet.core.config import build
 
