@@ -11,7 +11,7 @@ from torch import nn
 from typing import Literal
 from ..core.basics import ConfigError, explain, unknown
 from ..core.registry import entry
-from ..core.types import Amount, Count, Positive, Share, Whole
+from ..core.types import Amount, Count, NormMode, Positive, Share, Whole
 from .detector import *
 from ..nn.body import create_body
 from ..nn.csp import *
@@ -32,7 +32,7 @@ def rtmdet_parts(
     nodes:list=None, # Submodules of `body` whose outputs are its maps
     in_chans:int=3, # Channels of the images
     frozen_stages:int=0, # Stages of the body that never change
-    norm:str='bn', # Body's batch norms: 'bn' | 'frozen'
+    norm:NormMode='bn', # Body's batch norms: 'bn' | 'eval' | 'frozen', see `create_body`
     out:tuple=None, # Strides of the body's maps
     channels:int=None, # Channels of the pyramid; 256 times `width` by default
     num_blocks:int=None, # Blocks of each partial stage of the neck; 3 times `depth` by default
@@ -69,7 +69,7 @@ def rtmdet(
     nodes:list[str]=None, # Submodules of `body` whose outputs are its maps
     in_chans:Count=3, # Channels of the images
     frozen_stages:Whole=0, # Stages of the body that never change
-    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
+    norm:NormMode='bn', # Body's batch norms: 'bn' | 'eval' | 'frozen', see `create_body`
     out:tuple[Count, ...]=None, # Strides of the body's maps; those it has of 8, 16 and 32 by default
     channels:Count=None, # Channels of the pyramid and the head; 256 times `width` by default
     num_blocks:Whole=None, # Blocks of each partial stage of the neck; 3 times `depth` by default
