@@ -2,11 +2,13 @@
 import types
 
 import pytest
+import torch
 
-import visdet.models.mmdet_bodies  # noqa: F401  adds to the table of names
 from golden import cases
+from visdet.models.mmdet import load_mmdet, mmdet_args, to_mmdet
 from visdet.models.mmdet_keys import KeyRow, _body_rules, _expand
 from visdet.models.mmdet_model import body_name
+from visdet.models.zoo import create_model
 from visdet.nn.body import create_body
 from visdet.nn.darknet import Darknet, darknet_body
 from visdet.nn.vgg import SSDVGG, vgg_body
@@ -79,3 +81,31 @@ def test_every_recorded_body_is_tested():
     if not ROOT.is_dir():
         pytest.skip("the recorded figures are not here: set VISDET_GOLDEN")
     assert {c.component for c in _group("bodies")} <= {*KINDS, "CSPDarknet", "CSPNeXt"}
+
+
+RETINA = dict(
+    type="RetinaNet",
+    neck=dict(type="FPN", in_channels=[8], out_channels=32, num_outs=5, add_extra_convs="on_input"),
+    bbox_head=dict(type="RetinaHead", num_classes=3, in_channels=32, feat_channels=32, stacked_convs=1, anchor_generator=dict(type="AnchorGenerator", octave_base_scale=4, scales_per_octave=3, ratios=[0.5, 1.0, 2.0], strides=[8, 16, 32, 64, 128])),
+)
+FURTHER = dict(
+    pvt=dict(type="PyramidVisionTransformerV2", embed_dims=32, num_layers=[2, 2, 2, 2], drop_path_rate=0.0),
+    efficient=dict(type="EfficientNet", arch="b0", out_indices=[3, 4, 5], norm_cfg=dict(type="BN", eps=0.001, momentum=0.01)),
+    mobile=dict(type="MobileNetV2", out_indices=[2, 4, 6], widen_factor=0.5),
+    mobile_last=dict(type="MobileNetV2", out_indices=[2, 4, 7], norm_cfg=dict(type="BN", eps=0.001)),
+)
+
+
+@pytest.mark.parametrize("kind", FURTHER)
+def test_a_detector_comes_over_with_its_body(kind):
+    "Section and weights, in a checkpoint that was made here"
+    config = {**RETINA, "backbone": FURTHER[kind], "neck": {**RETINA["neck"], "start_level": 1 if kind == "pvt" else 0}}
+    name, kw, fates = mmdet_args(config)
+    assert [o.key for o in fates if o.effect and not o.key.endswith("assigner")] == []
+    a = create_model(name, **kw).eval()
+    state = to_mmdet(a, bgr=False)
+    b = load_mmdet(config, state).eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for p, q in zip(a(x)["cls"], b(x)["cls"]):
+            assert torch.allclose(p, q)

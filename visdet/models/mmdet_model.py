@@ -52,7 +52,8 @@ def find_family(
 # %% ../../nbs/models/463_mmdet_model.ipynb #9701f54c
 _swin = {(96, (2, 2, 6, 2)): 'tiny_patch4_window7_224', (96, (2, 2, 18, 2)): 'small_patch4_window7_224', (128, (2, 2, 18, 2)): 'base_patch4_window7_224', (192, (2, 2, 18, 2)): 'large_patch4_window12_384'}
 BODIES = {f'resnet{d}{v}' for d in (18, 34, 50, 101, 152) for v in ('', 'd')} | {'resnext50_32x4d', 'resnext101_32x4d', 'resnext101_32x8d', 'resnext101_64x4d', 'res2net50d', 'res2net101d', 'mobilenetv2_100'} \
-    | {f'regnetx_{n:03d}' for n in (2, 4, 6, 8, 16, 32, 40, 64, 80, 120, 160, 320)} | {f'swin_{v}' for v in _swin.values()}
+    | {f'regnetx_{n:03d}' for n in (2, 4, 6, 8, 16, 32, 40, 64, 80, 120, 160, 320)} | {f'swin_{v}' for v in _swin.values()} | {f'pvt_v2_b{i}' for i in range(6)} | {f'tf_efficientnet_b{i}' for i in range(9)} | {f'mobilenetv2_{o}' for o in ('035', '050', '075', '140')}
+_pvts = {(32, (2, 2, 2, 2)): 'b0', (64, (2, 2, 2, 2)): 'b1', (64, (3, 4, 6, 3)): 'b2', (64, (3, 4, 18, 3)): 'b3', (64, (3, 8, 27, 3)): 'b4', (64, (3, 6, 40, 3)): 'b5'}
 _torchvision = {'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext50_32x4d', 'resnext101_32x8d', 'resnext101_64x4d'}
 
 def _regnet(arch):
@@ -67,7 +68,7 @@ def body_name(
     "The body that corresponds to a backbone"
     t, d = b.get('type'), b.get('depth')
     if t == 'TIMMBackbone': return str(b.get('model_name', '')).removeprefix('timm/')
-    name = {'ResNet': f'resnet{d}', 'ResNetV1d': f'resnet{d}d', 'ResNeXt': f"resnext{d}_{b.get('groups', 1)}x{b.get('base_width', 4)}d", 'MobileNetV2': 'mobilenetv2_100', 'RegNet': _regnet(b.get('arch')),
+    name = {'ResNet': f'resnet{d}', 'ResNetV1d': f'resnet{d}d', 'ResNeXt': f"resnext{d}_{b.get('groups', 1)}x{b.get('base_width', 4)}d", 'MobileNetV2': f"mobilenetv2_{round(100*b.get('widen_factor', 1.)):03d}", 'EfficientNet': f"tf_efficientnet_{b.get('arch', 'b0')}", 'PyramidVisionTransformerV2': 'pvt_v2_'+_pvts.get((b.get('embed_dims', 64), tuple(b.get('num_layers', (3, 4, 6, 3)))), ''), 'RegNet': _regnet(b.get('arch')),
             'Res2Net': f'res2net{d}d' if (b.get('base_width', 26), b.get('scales', 4)) == (26, 4) else '', 'SwinTransformer': 'swin_'+_swin.get((b.get('embed_dims', 96), tuple(b.get('depths', (2, 2, 6, 2)))), '')}.get(t, '')
     return name if name in BODIES else ''
 
@@ -120,6 +121,35 @@ _swin_rules = dict(**_common, patch_norm=only(True, why='patches are normalised'
                    mlp_ratio=only(4, why='the ratio of this body'), window_size=only(7, why='the window of this body'), num_heads=no_effect('given by the body'), drop_rate=only(0, why='no dropout'), attn_drop_rate=only(0, why='no dropout'),
                    drop_path_rate=_drop_path)
 
+# %% ../../nbs/models/463_mmdet_model.ipynb #4750e87f
+_word = lambda l, q: l.note(q, 'mapped', 'model.body', 'a word before the name, where it is not the usual one')
+_inverted = dict(norm_cfg=dict(type=only('BN', 'SyncBN', why='batch norms'), eps=_word, momentum=_word, requires_grad=only(True, why='norms learn')), frozen_stages=only(-1, 0, why='all stages learn', lost='stages of this body are not counted as there'), norm_eval=only(False, why='norms learn', lost='norms learn here'),
+    with_cp=no_effect('activations are recomputed to save memory; results are equal'), conv_cfg=only(None, why='plain convolutions'), init_cfg=_weights)
+_pvt_rules = dict(drop_path_rate=_word, drop_rate=only(0, why='no dropout'), attn_drop_rate=only(0, why='no dropout'), qkv_bias=only(True, why='there is a bias'), use_abs_pos_embed=only(False, why='positions come from padding'), norm_after_stage=only(True, why='a norm behind each stage'), num_stages=only(4, why='four stages'), in_channels=only(3, why='colour images'),
+    strides=only([4, 2, 2, 2], why='those of this body'), patch_sizes=only([7, 3, 3, 3], why='those of this body'), paddings=only([3, 1, 1, 1], why='those of this body'), sr_ratios=only([8, 4, 2, 1], why='those of this body'), num_heads=only([1, 2, 5, 8], why='those of this body'), mlp_ratios=only([8, 8, 4, 4], [4, 4, 4, 4], why='those of this body'),
+    convert_weights=no_effect('weights come in timm\'s own form'), with_cp=no_effect('activations are recomputed to save memory; results are equal'), init_cfg=_weights, norm_cfg=dict(type=only('LN', why='layer norms'), eps=only(1e-6, why='the constant of these norms')))
+_kinds = dict(MobileNetV2=((1, 2, 4, 7), (2, 4, 8, 16, 16, 32, 32, 32), [*(f'blocks.{i}' for i in range(7)), 'bn2'], {1, 2, 4, 6}, (1e-5, .1)), # Default maps, their strides, their nodes, those that are maps of timm too, constants of norms
+    EfficientNet=((6,), (2, 2, 4, 8, 16, 32, 32), None, {2, 3, 4, 5}, (1e-3, .1)), PyramidVisionTransformerV2=((0, 1, 2, 3), (4, 8, 16, 32), None, {0, 1, 2, 3}, ()))
+
+def _counted_body(l, p, name, default_out):
+    "A body of `_kinds`: strides of the maps behind the start level"
+    b, m = l.get(p), l.out['model']; first, strides, nodes, plain, norms = _kinds[b['type']]
+    n, rate, norm = l.get('model.neck.start_level', 0), b.get('drop_path_rate', .1), b.get('norm_cfg') or {}
+    idx = b.get('out_indices', list(first))[n:]
+    if not idx or any(not isinstance(i, int) or not 0 <= i < len(strides) or (nodes is None and i not in plain) for i in idx): return l.refuse(f'{p}.out_indices', f'the maps of this body are {sorted(plain)}')
+    given = [norm.get(k, d) for k,d in (('eps', 1e-5), ('momentum', .1))]
+    words = [f'{k}={v:g}' for k,v,d in zip(('eps', 'mom'), given, norms) if v != d] if norms else ['det', *([f'drop={rate:g}'] if rate else [])]
+    m['body'], out = f"{'+'.join(words)}:{name}" if words else name, [strides[i] for i in idx]
+    if not set(idx) <= plain: m['nodes'] = [nodes[i] for i in idx]
+    if out != default_out or 'nodes' in m: m['out'] = out
+    for k,t in dict(type='body', arch='body', widen_factor='body', embed_dims='body', num_layers='body', out_indices='out').items():
+        if k in b: l.note(f'{p}.{k}', 'mapped', f'model.{t}', f"{m['body']} at strides {', '.join(map(str, out))}")
+    if l.get('model.neck.start_level') is not None: l.note('model.neck.start_level', 'mapped', 'model.out', 'the pyramid stands on the maps that are left')
+    extra = dict(MobileNetV2=dict(act_cfg=dict(type=only('ReLU6', why='the activation of this body'))), EfficientNet=dict(act_cfg=dict(type=only('Swish', why='the activation of this body')), drop_path_rate=only(0, why='no stochastic depth', lost='this body has no stochastic depth here')))
+    follow(l, p, _inverted | extra[b['type']] if norms else _pvt_rules)
+    return out
+
+# %% ../../nbs/models/463_mmdet_model.ipynb #faa73b2b
 def map_body(
     l:Ledger, # A book whose configuration has a `model`
     default_out:list, # Strides of the maps that the entry point takes by default
@@ -129,6 +159,7 @@ def map_body(
     name = body_name(b)
     if not name: l.refuse(p, f'there is no body for the backbone {b.get("type")}'+(f' {b["depth"]}' if 'depth' in b else '')); return None
     l.out['model']['body'] = name
+    if b['type'] in _kinds: return _counted_body(l, p, name, default_out)
     for k in ('type', 'depth', 'groups', 'base_width', 'arch', 'model_name', 'embed_dims', 'depths', 'scales'):
         if k in b: l.note(f'{p}.{k}', 'mapped', 'model.body', f'together they name {name}')
     swin = b['type'] == 'SwinTransformer'

@@ -162,20 +162,6 @@ register_family(Family('RTMDet', 'rtmdet_ins', _rtmdet, _rtm_keys, when=_with_ma
 # %% ../../nbs/models/467_mmdet_yolo.ipynb #a83c55ba
 _vgg = dict(depth=only(16, why='the body of sixteen layers', lost='the body has sixteen layers here'), with_last_pool=only(False, why='no pooling at the end'), ceil_mode=only(True, why='halvings round up', lost='halvings round up here'), out_indices=no_effect('the maps are those of out_feature_indices'),
     out_feature_indices=only([22, 34], why='the maps of strides 8 and 16', lost='the maps are those of layers 22 and 34 here'), input_size=no_effect('not looked at'), init_cfg=lambda l, p: l.drop(p, 'VGG starts from its own initialisation'), l2_norm_scale=no_effect('the neck has it'), norm_eval=no_effect('there are no norms'))
-_mobile_nodes = [*(f'blocks.{i}' for i in range(7)), 'bn2']
-
-def _mobile_body(l, p):
-    "MobileNetV2: words for its norms, nodes for its maps"
-    b, m = l.get(p), l.out['model']; w, norm, idx = b.get('widen_factor', 1.), b.get('norm_cfg') or {}, b.get('out_indices', [1, 2, 4, 7])
-    if w not in (.35, .5, .75, 1., 1.4): return l.refuse(f'{p}.widen_factor', 'timm has this body with 0.35, 0.5, 0.75, 1 and 1.4 times the channels')
-    words = '+'.join(f'{k}={norm[o]}' for k,o,d in (('eps', 'eps', 1e-5), ('mom', 'momentum', .1)) if norm.get(o, d) != d)
-    m['body'], m['nodes'], m['out'] = f"{words+':' if words else ''}mobilenetv2_{round(100*w):03d}", [_mobile_nodes[i] for i in idx], [(4, 4, 8, 16, 16, 32, 32, 32)[i] for i in idx]
-    for k,t in dict(type='body', widen_factor='body', out_indices='nodes').items():
-        if k in b: l.note(f'{p}.{k}', 'mapped', f'model.{t}', f"{m['body']} at {', '.join(m['nodes'])}")
-    said = lambda l, q: l.note(q, 'mapped', 'model.body', 'a word before the name')
-    follow(l, p, dict(norm_cfg=dict(type=only('BN', 'SyncBN', why='batch norms'), eps=said, momentum=said, requires_grad=only(True, why='norms learn')), act_cfg=dict(type=only('ReLU6', why='the activation of this body')), frozen_stages=only(-1, why='all stages learn', lost='stages of this body are not counted as there'),
-        norm_eval=only(False, why='norms learn', lost='norms learn here'), with_cp=no_effect('activations are recomputed to save memory; results are equal'), conv_cfg=only(None, why='plain convolutions'), init_cfg=no_effect('convolutions start as everywhere here')))
-
 def _same_as(where): # A rule
     "What another part says"
     return lambda l, p: l.note(p, 'defaulted', reason=f'as {where} has it') if l.get(p) == l.get(where) else l.refuse(p, f'it must equal {where}, which is {l.get(where)}')
@@ -205,7 +191,6 @@ def _ssd(l):
         if l.get(f'{q}.type') != want: return l.refuse(q, f'there is no {l.get(f"{q}.type")} in this entry point, only {want}')
         l.note(f'{q}.type', 'defaulted', reason='a part of this entry point')
     if t == 'SSDVGG': l.note(f'{p}.type', 'defaulted', reason='the body of this entry point'); follow(l, p, _vgg)
-    elif t == 'MobileNetV2': _mobile_body(l, p)
     elif not map_body(l, [16, 32]): return
     follow(l, 'model.neck', _ssd_neck, dict(l2_norm_scale=20., last_kernel_size=3, use_depthwise=False))
     uses = l.get('model.bbox_head.use_depthwise') or l.get('model.bbox_head.stacked_convs')
