@@ -3293,6 +3293,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'visdet/models/mmdet_map.py')},
             'visdet.models.mmdet_model': { 'visdet.models.mmdet_model.Family': ( 'models/mmdet_model.html#family',
                                                                                  'visdet/models/mmdet_model.py'),
+                                           'visdet.models.mmdet_model._bn_kind': ( 'models/mmdet_model.html#_bn_kind',
+                                                                                   'visdet/models/mmdet_model.py'),
                                            'visdet.models.mmdet_model._counted_body': ( 'models/mmdet_model.html#_counted_body',
                                                                                         'visdet/models/mmdet_model.py'),
                                            'visdet.models.mmdet_model._drop_path': ( 'models/mmdet_model.html#_drop_path',

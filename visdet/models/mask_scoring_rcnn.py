@@ -16,7 +16,7 @@ from .detector import model_cases
 from .mask_rcnn import mask_rcnn
 from .two_stage import TwoStage
 from ..nn.assign import LowRule
-from ..nn.losses import CodeLoss
+from ..nn.losses import BoxLoss, CodeLoss
 from ..nn.mask_iou import MaskIoUHead
 from ..nn.region_kinds import BoxHeadName, SamplerName
 
@@ -44,9 +44,13 @@ def mask_scoring_rcnn(
     roi_share:Share=0.25, # Second stage: greatest share of positives
     sampling_ratio:Whole=0, # Readings a side of a pooled cell; 0 is as many as it has pixels
     aligned:bool=True, # See `roi_align`
-    reg_loss:CodeLoss='l1', # Box term of the first stage, and of the second
+    reg_loss:CodeLoss='l1', # Box term of the first stage
     roi_low:LowRule='gt', # Second stage: do the best proposals of an object from 0.5 up belong to it? See `MaxIoUAssigner`
     box_head:BoxHeadName|dict='2fc', # Layers of the second stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
+    agnostic:bool=False, # One box for all classes?
+    roi_loss:BoxLoss=None, # Box term of the second stage, see `box_loss`; `reg_loss` by default
+    roi_beta:Positive=1/9, # Where its smooth L1 turns linear
+    roi_weights:tuple[Amount, Amount]=(1.,1.), # Factors of its class term and its box term
     mask_channels:Count=256, # Channels of the mask branch
     mask_convs:Whole=4, # Convolutions of the mask branch
     iou_convs:Count=4, # Convolutions of the head that grades
@@ -64,7 +68,8 @@ def mask_scoring_rcnn(
 )->TwoStage:
     "Mask Scoring R-CNN over any body"
     res = mask_rcnn.__wrapped__(num_classes, vocab, body, pretrained, weights, in_chans=in_chans, frozen_stages=frozen_stages, norm=norm, levels=levels, channels=channels, hidden=hidden, scale=scale, ratios=ratios, rpn_num=rpn_num, rpn_nms=rpn_nms, pre=pre, post=post, roi_num=roi_num, roi_share=roi_share,
-        sampling_ratio=sampling_ratio, aligned=aligned, reg_loss=reg_loss, mask_channels=mask_channels, mask_convs=mask_convs, score_thr=score_thr, nms_thr=nms_thr, max_num=max_num, roi_low=roi_low, paste=paste, box_head=box_head, roi_sampler=roi_sampler, ignore=ignore)
+        sampling_ratio=sampling_ratio, aligned=aligned, reg_loss=reg_loss, mask_channels=mask_channels, mask_convs=mask_convs, score_thr=score_thr, nms_thr=nms_thr, max_num=max_num, roi_low=roi_low, paste=paste, box_head=box_head, agnostic=agnostic, roi_loss=roi_loss, roi_beta=roi_beta,
+        roi_weights=roi_weights, roi_sampler=roi_sampler, ignore=ignore)
     res.mask_iou = MaskIoUHead(channels, res.num_classes, iou_convs, iou_fcs, iou_channels, iou_hidden, res.mask.size, iou_weight, mask_thr).to(memory_format=torch.channels_last)
     return res
 
