@@ -11,7 +11,7 @@ from torch import nn
 from typing import Literal
 from ..core.basics import ConfigError, explain, unknown
 from ..core.registry import entry
-from ..core.types import Amount, Count, NormMode, Positive, Share, Whole
+from ..core.types import Amount, Count, Positive, Share, Whole
 from .detector import *
 from ..nn.body import create_body
 from ..nn.csp import *
@@ -32,7 +32,7 @@ def rtmdet_parts(
     nodes:list=None, # Submodules of `body` whose outputs are its maps
     in_chans:int=3, # Channels of the images
     frozen_stages:int=0, # Stages of the body that never change
-    norm:NormMode='bn', # Body's batch norms: 'bn' | 'eval' | 'frozen', see `create_body`
+    norm:str='bn', # Body's batch norms: 'bn' | 'frozen'
     out:tuple=None, # Strides of the body's maps
     channels:int=None, # Channels of the pyramid; 256 times `width` by default
     num_blocks:int=None, # Blocks of each partial stage of the neck; 3 times `depth` by default
@@ -69,7 +69,7 @@ def rtmdet(
     nodes:list[str]=None, # Submodules of `body` whose outputs are its maps
     in_chans:Count=3, # Channels of the images
     frozen_stages:Whole=0, # Stages of the body that never change
-    norm:NormMode='bn', # Body's batch norms: 'bn' | 'eval' | 'frozen', see `create_body`
+    norm:Literal['bn', 'frozen']='bn', # Body's batch norms: 'bn' | 'frozen'
     out:tuple[Count, ...]=None, # Strides of the body's maps; those it has of 8, 16 and 32 by default
     channels:Count=None, # Channels of the pyramid and the head; 256 times `width` by default
     num_blocks:Whole=None, # Blocks of each partial stage of the neck; 3 times `depth` by default
@@ -87,6 +87,10 @@ def rtmdet(
     momentum:Positive=.1, # Of the batch norms
     head_norm:Literal['bn', 'gn']='bn', # Norms of the head; 'gn' has 32 groups
     topk:Count=13, # Predictions whose overlaps say how many places learn an object
+    radius:Amount=3., # Strides from an object's centre at which being far costs one
+    iou_cost:Amount=3., # Weight of the overlap in the choice of places
+    beta:Amount=2., # Exponent of the quality focal loss
+    cls_weight:Amount=1., # Factor of the class term
     box_weight:Amount=2., # Factor of the box term
     score_thr:Share=.001, # Least score of a detection
     nms_thr:Share=.65, # Overlap for suppression
@@ -98,7 +102,7 @@ def rtmdet(
     n, vocab = class_table(num_classes, vocab)
     body, neck, how = rtmdet_parts(size, depth, width, body, pretrained, nodes, in_chans, frozen_stages, norm, out, channels, num_blocks, act, arch, gate, eps, momentum)
     head = RTMDetHead(neck.channels[0], n, neck.strides, neck.channels[0], num_convs, own_convs, own_norms, True, objectness, reg or how, scales, ks, head_norm, act, eps, momentum,
-        assigner=DynamicSoftLabelAssigner(topk=topk), box_weight=box_weight, score_thr=score_thr, nms_thr=nms_thr, pre=pre, max_num=max_num, min_size=min_size)
+        assigner=DynamicSoftLabelAssigner(radius, topk, iou_cost), beta=beta, cls_weight=cls_weight, box_weight=box_weight, score_thr=score_thr, nms_thr=nms_thr, pre=pre, max_num=max_num, min_size=min_size)
     return Detector(body, neck, head, vocab)
 
 # %% ../../nbs/models/447_rtmdet.ipynb #b365f9df

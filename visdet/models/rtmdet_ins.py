@@ -49,6 +49,10 @@ def rtmdet_ins(
     momentum:Positive=.1, # Of the batch norms
     head_norm:Literal['bn', 'gn']='bn', # Norms of the head; 'gn' has 32 groups
     topk:Count=13, # Predictions whose overlaps say how many places learn an object
+    radius:Amount=3., # Strides from an object's centre at which being far costs one
+    iou_cost:Amount=3., # Weight of the overlap in the choice of places
+    beta:Amount=2., # Exponent of the quality focal loss
+    cls_weight:Amount=1., # Factor of the class term
     box_weight:Amount=2., # Factor of the box term
     prototypes:Count=8, # Channels of the map that masks are drawn from
     hidden:Count=8, # Channels inside the tiny networks
@@ -67,7 +71,7 @@ def rtmdet_ins(
     n, vocab = class_table(num_classes, vocab)
     body, neck, _ = rtmdet_parts(size, depth, width, body, pretrained, nodes, in_chans, frozen_stages, norm, out, channels, num_blocks, act, arch, gate, eps, momentum)
     head = RTMDetInsHead(neck.channels[0], n, neck.strides, neck.channels[0], num_convs, own_convs, own_norms, split, objectness, reg, scales, ks, head_norm, act, eps, momentum,
-        assigner=DynamicSoftLabelAssigner(topk=topk), box_weight=box_weight, score_thr=score_thr, nms_thr=nms_thr, pre=pre, max_num=max_num, min_size=min_size,
+        assigner=DynamicSoftLabelAssigner(radius, topk, iou_cost), beta=beta, cls_weight=cls_weight, box_weight=box_weight, score_thr=score_thr, nms_thr=nms_thr, pre=pre, max_num=max_num, min_size=min_size,
         prototypes=prototypes, hidden=hidden, layers=layers, mask_stride=mask_stride, mask_weight=mask_weight, mask_eps=mask_eps, mask_thr=mask_thr)
     return Detector(body, neck, head, vocab)
 
