@@ -44,6 +44,8 @@ from visdet.data.frame import read_df, write_df
 from visdet.data.toy import make_toy, toy_records, toy_image
 from visdet.data.transforms import Resize, RandomResize, RandomFlip, RandomCrop, Compose
 from visdet.data.batch import Normalize, ColourJitter, KorniaJitter
+from visdet.data.repeats import class_shares, repeat_factors, repeat_counts
+from visdet.data.samplers import EpochSampler, InfiniteSampler, SourceSampler
 from visdet.data.loaders import DetDL, DetDataLoaders, det_augs
 import visdet.data.datasets  # registers coco, voc, yolo, table and toy
 from visdet.nn.body import Body, create_body
