@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'Problem', 'read_ledger', 'check_names', 'find_objects', 'test_key', 'read_results', 'collect_tests',
-           'cited', 'check_tests', 'skipped_claims', 'uses_figures', 'check_figures', 'compare_parameters',
-           'ledger_rows', 'count_statuses', 'find_checkout', 'surface_changes', 'check_parity']
+           'cited', 'recorded_types', 'check_tests', 'skipped_claims', 'uses_figures', 'check_figures',
+           'compare_parameters', 'ledger_rows', 'count_statuses', 'find_checkout', 'surface_changes', 'check_parity']
 
 # %% ../../nbs/config/933_parity.ipynb #86ee7eca
-import ast, importlib, inspect, re, subprocess, sys, tomllib
+import ast, importlib, inspect, json, os, re, subprocess, sys, tomllib
 from collections import Counter, namedtuple
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -136,9 +136,20 @@ def cited(
     if case is not None: return {k:v for k,v in outcomes.items() if k[0] == name and k[1] is not None and fnmatchcase(k[1], case)}
     return {k:v for k,v in outcomes.items() if k[0] == name or ('::' not in test and k[0].startswith(name+'.'))}
 
+def _types(o):
+    "Every `type` in a configuration"
+    if isinstance(o, dict): return ({o['type']} if isinstance(o.get('type'), str) else set()).union(*map(_types, o.values()))
+    return set().union(*map(_types, o)) if isinstance(o, list) else set()
+
+def recorded_types(
+    folder:str|Path, # Recorded figures, with a folder detectors
+)->dict: # {name of a recorded detector: names of all components in its configuration}
+    "What the recorded detectors are made of; empty where there are no figures"
+    return {p.stem: _types(json.loads(p.read_text(encoding='utf-8')).get('model_config', {})) for p in sorted(Path(folder).glob('detectors/*.json'))}
+
 def _named_cases(keys): return {m[1] for _,case in keys if case and (m := re.match(r'c\d+-(\w+)', case))}
 
-def _unproved(entry, test, outcomes, allow):
+def _unproved(entry, test, outcomes, allow, recorded):
     "Why a citation proves nothing, or None"
     got = cited(test, outcomes)
     if not got: return f'{test} is not there, or did not run'
@@ -147,15 +158,19 @@ def _unproved(entry, test, outcomes, allow):
     if not good:
         why = next(iter(got.values())); return None if allow and allow in why else f'{test} was not run: {why}'
     names = _named_cases(got)
-    if isinstance(entry, _Part) and entry.status == 'same numbers' and '[' not in test and names and entry.mmdet not in _named_cases(good): return f"{test} has recorded cases of {', '.join(sorted(names))}, and none of {entry.mmdet} that passed"
+    if not isinstance(entry, _Part) or entry.status != 'same numbers' or '[' in test: return None
+    if names and entry.mmdet not in _named_cases(good): return f"{test} has recorded cases of {', '.join(sorted(names))}, and none of {entry.mmdet} that passed"
+    whole = {r for _,c in good for r in recorded if c and (c == r or c.startswith(r+'-'))}
+    if whole and not any(entry.mmdet in recorded[r] for r in whole): return f"{test} passed with {', '.join(sorted(whole))}, and {entry.mmdet} is a part of none of them"
 
 def check_tests(
     led:BaseModel, # From `read_ledger`
     outcomes:dict, # From `read_results` or `collect_tests`
     allow:str=None, # Text of a reason for which tests may have been skipped
+    recorded:dict={}, # From `recorded_types`: what recorded detectors are made of
 )->list: # Of Problem
     "Claims that no test proves"
-    return [Problem('not proved', o.mmdet if isinstance(o.mmdet, str) else ', '.join(o.mmdet), why) for o in led.part+led.file if _claims(o) or o.test for t in _list(o.test) if (why := _unproved(o, t, outcomes, allow))]
+    return [Problem('not proved', o.mmdet if isinstance(o.mmdet, str) else ', '.join(o.mmdet), why) for o in led.part+led.file if _claims(o) or o.test for t in _list(o.test) if (why := _unproved(o, t, outcomes, allow, recorded))]
 
 def skipped_claims(
     led:BaseModel, # From `read_ledger`
@@ -295,7 +310,8 @@ def check_parity(
     root = Path(root); led, kept = read_ledger(root/'tests/parity.toml'), load_surface(root/'tests/mmdet_surface.json')
     surface = (other | dict(tests=kept['tests'])) if other else kept
     objects, bad = find_objects(led); rows, false = compare_parameters(led, surface, objects); found = {}
+    golden = recorded_types(os.environ.get('VISDET_GOLDEN') or root.resolve().parent/'shared/mmdet/golden')
     if results: found = read_results(results)
     elif tests: found = collect_tests(root, [t.split('::')[0] for o in led.part+led.file for t in _list(o.test)])
-    bad = check_names(led, surface) + bad + false + (check_figures(led, root) + check_tests(led, found, allow) if tests or results else [])
+    bad = check_names(led, surface) + bad + false + (check_figures(led, root) + check_tests(led, found, allow, golden) if tests or results else [])
     return dict(problems=bad, counts=count_statuses(ledger_rows(led, surface)), parameters=rows, changes=surface_changes(kept, other) if other else [], skipped=skipped_claims(led, found), tests='passed' if results else 'collected' if tests else 'not looked at', claims=sum(map(_claims, led.part)))
