@@ -107,6 +107,7 @@ ARGS = dict(
     mask_rcnn=dict(SMALL, hidden=32, mask_convs=1, mask_channels=16, min_size=(0.0, 1.5)),
     cascade_rcnn=dict(SMALL, hidden=32, border=None, thrs=[0.5, 0.6, 0.7], post=(100, 50)),
     cascade_mask_rcnn=dict(SMALL, hidden=32, mask_convs=1, mask_channels=16, stage_weights=[1.0, 0.5, 0.5]),
+    ssd=dict(SMALL, level_channels=[16] * 4, depthwise=True, head_norm="bn", shares=(0.2, 0.9), l2_scale=5.0, out=(16, 32)),
     yolox=dict(SMALL, size="nano", num_convs=1, max_num=20, score_thr=0.0),
     rtmdet=dict(SMALL, size="tiny", num_convs=1, reg="exp", pre=None),
     rtmdet_ins=dict(SMALL, size="tiny", num_convs=1, hidden=4, prototypes=6, min_size=None),

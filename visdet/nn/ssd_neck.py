@@ -10,7 +10,7 @@ import torch
 from functools import partial
 from torch import nn
 from typing import Literal
-from ..core.basics import ConfigError, explain
+from ..core.basics import ConfigError, DataError, explain
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps
@@ -74,12 +74,15 @@ class SSDNeck(nn.Module):
         def pair(ni, nf, stride, pad, ks):
             return nn.Sequential(ssd_conv(ni, nf//2, 1, norm=norm, act=act), ssd_conv(nf//2, nf, ks, stride, pad, norm, act, depthwise))
         self.more = nn.ModuleList(pair(c, *o, last_kernel if i == n-1 else 3) for i,(c,*o) in enumerate(zip(self.channels[len(in_channels)-1:], channels, level_strides, level_pads)))
+        self.least = [(last_kernel if i == n-1 else 3)-2*p for i,p in enumerate(level_pads)] # Fewest cells a side that each added level can read
         init_convs(self, 'xavier')
 
     def forward(self, xs:list)->list:
         ys = list(xs)
         if self.length is not None: ys[0] = self.length(ys[0])
-        for f in self.more: ys.append(f(ys[-1]))
+        for f in self.more:
+            if min(ys[-1].shape[-2:]) < self.least[len(ys)-len(xs)]: raise DataError(explain(f'a map of {tuple(ys[-1].shape[-2:])} cells cannot be made smaller', where='SSDNeck', fix='Give larger images (300 pixels or more for SSD300), or added levels with a padding of one'))
+            ys.append(f(ys[-1]))
         return ys
 
 # %% ../../nbs/nn/323_ssd_neck.ipynb #56a9bce4
