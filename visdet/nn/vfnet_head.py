@@ -10,7 +10,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from typing import Literal
-from ..core.basics import ConfigError
+from ..core.basics import ConfigError, unknown
 from ..core.cases import bench_case
 from ..core.registry import register
 from ..core.testing import built, maps
@@ -90,6 +90,7 @@ class VFNetHead(AdaptiveHead):
     def _settings(self, unit, ranges, grad_share, use_vfl, reg_loss, fine_loss, cls_weight, reg_weight, fine_weight, alpha, gamma, iou_weighted):
         "Keep what is not a layer"
         n, ss = len(self.strides), self.strides
+        if unit not in ('range', 'stride'): raise ConfigError(unknown('unit of distances', unit, ['range', 'stride']))
         if ranges is not None and len(ranges) != n: raise ConfigError(f'{len(ranges)} ranges for {n} levels')
         self.ranges = [tuple(map(float, o)) for o in ranges] if ranges is not None else list(zip([-1.]+[4.*s for s in ss[1:]], [8.*s for s in ss[:-1]]+[torch.inf]))
         tops = [o[1] for o in self.ranges]
