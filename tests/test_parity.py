@@ -213,6 +213,18 @@ def test_claim_leaning_on_cases_of_others(ledger):
     assert not [o for o in check_tests(ledger, got) if o.name == "DiceLoss"]
 
 
+def test_claim_leaning_on_a_detector_without_the_part(ledger):
+    "Of the recorded detectors that passed, one must have the part in its configuration"
+    got, name = passed(ledger), "tests.test_golden_detectors.test_predictions"
+    del got[name, None]
+    got[name, "retinanet-own"] = "passed"
+    types = {"retinanet": {"RetinaNet", "RetinaHead"}, "fcos": {"FCOS"}}
+    bad = {o.name for o in check_tests(ledger, got, recorded=types)}
+    assert "FCOS" in bad and "RetinaNet" not in bad
+    got[name, "fcos-own"] = "passed"
+    assert "FCOS" not in {o.name for o in check_tests(ledger, got, recorded=types)}
+
+
 @pytest.mark.parametrize("change, said", [(lambda t: t.replace('status = "same numbers"', 'status = "same"', 1), "status"), (lambda t: t.replace("\nwhy = ", "\nreason = ", 1), "reason"), (lambda t: block("GIoULoss").sub(lambda m: re.sub("test = .*\n", "", m[0]), t), "without a test"), (lambda t: t.replace("[[part]]", "[[parts]]", 1), "parts"), (lambda t: re.sub(r'visdet = "visdet.nn.dice.*\n', "", t), "without the name")])
 def test_schema_is_strict(tmp_path, change, said):
     with pytest.raises(DataError, match=said):
