@@ -4,6 +4,7 @@ import multiprocessing
 import socket
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -464,6 +465,13 @@ def test_a_loader_around_the_loader_is_refused(toy):
     "A wrapper that asks for single rows, as fastai's does, would split what is split already"
     with pytest.raises(ConfigError, match="own share"):
         next(loaders(toy).train.create_batches([3, 1]))
+
+
+def test_fastai_takes_the_loaders_as_they_are(toy):
+    pytest.importorskip("accelerate")
+    from fastai.distributed import DistributedTrainer
+    dl = loaders(toy).train
+    assert DistributedTrainer._wrap_dl(SimpleNamespace(learn=SimpleNamespace(model=SimpleNamespace(device="cpu"))), dl) is dl
 
 
 # ---------------------------------------------------------------- epochs and streams

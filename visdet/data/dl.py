@@ -9,6 +9,7 @@ __all__ = ['default_workers', 'DetDL', 'as_items', 'grid', 'to_picture']
 import os, warnings
 from pathlib import Path
 from contextlib import contextmanager
+from importlib.util import find_spec
 import numpy as np, torch
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -101,6 +102,19 @@ def _batches(self:DetDL):
     if self.group and self.shuffle and self.dataset.records is not None:
         h, w = self.dataset.records.sizes[[e[0] for e in es]].reshape(-1, 2).T; tall = (h>w).tolist()
     return level(cut(es, self.bs, self.drop_last, tall), len(self))
+
+# %% ../../nbs/data/287_dl.ipynb #d2651145
+def _stay_unwrapped():
+    "Let fastai's `DistributedTrainer` leave these loaders alone"
+    from fastai.distributed import DistributedTrainer
+    wrap = DistributedTrainer._wrap_dl
+    def _wrap_dl(self, dl):
+        if not isinstance(dl, DetDL): return wrap(self, dl)
+        dl.to(self.learn.model.device)
+        return dl
+    DistributedTrainer._wrap_dl = _wrap_dl
+
+if find_spec('accelerate'): _stay_unwrapped()
 
 # %% ../../nbs/data/287_dl.ipynb #5fa3948f
 @patch
