@@ -7,6 +7,7 @@ __all__ = ['FORMATS', 'unwrap', 'to_type', 'map_run']
 
 # %% ../../nbs/config/934_mmdet_run.ipynb #8a89f023
 import posixpath
+from dataclasses import replace
 from ..models.mmdet_map import *
 from ..core.basics import ConfigError
 from ..core.tree import split_path
@@ -180,12 +181,36 @@ def _takes(name, param):
     except ConfigError: return False
     return True
 
+# %% ../../nbs/config/934_mmdet_run.ipynb #788da403
+_layer_keys = dict(decay_rate='decay', decay_type='by', num_layers='layers')
+_nothing = lambda l, p: None
+
+def _named(v): return str(v).rpartition('.')[2]
+def _by_layers(l): return _named(l.get('optim_wrapper.constructor')) == 'LearningRateDecayOptimizerConstructor'
+
+def _constructor(l, p):
+    "A rule"
+    if _by_layers(l): l.note(p, 'mapped', 'optimizer.type', 'rates fall towards the stem')
+    elif _named(l.get(p)) in ('None', 'DefaultOptimWrapperConstructor'): l.drop(p, 'the usual one', effect=False)
+    else: l.drop(p, f'there is no {_named(l.get(p))} here')
+
+def _wrap_layers(l, start):
+    "Put `layerwise` around the optimizer, whose fates begin at `start`"
+    l.fates[start:] = [replace(o, target=f'optimizer.{o.target}') if o.target.startswith('optimizer.') and not o.key.endswith('.constructor') else o for o in l.fates[start:]]
+    l.out['optimizer'] = dict(type='layerwise', optimizer=l.out['optimizer'])
+    names = dict(layer_wise='layer', stage_wise='stage')
+    for k,new in _layer_keys.items():
+        q = f'optim_wrapper.paramwise_cfg.{k}'; v = l.get(q)
+        if v is not None: l.put(q, f'optimizer.{new}', names.get(v, v))
+
+# %% ../../nbs/config/934_mmdet_run.ipynb #37023293
 def _optimizer(l):
     "Rules of `optim_wrapper`"
     p = 'optim_wrapper.optimizer'; o = l.get(p)
     if not isinstance(o, dict): return l.refuse('optim_wrapper', 'there is no optimizer')
     pw, t = l.get('optim_wrapper.paramwise_cfg') or {}, str(o.get('type')).rpartition('.')[2]
-    free = t in ('SGD', 'AdamW') and pw.get('norm_decay_mult') == 0 and pw.get('bias_decay_mult') == 0 and not o.get('nesterov')
+    layered, start = _by_layers(l), len(l.fates)
+    free = t in ('SGD', 'AdamW') and (layered or (pw.get('norm_decay_mult') == 0 and pw.get('bias_decay_mult') == 0)) and not o.get('nesterov')
     name = t.lower() if free else f'torch.{t}'
     if not _takes(name, 'lr'): return l.refuse(f'{p}.type', f'torch has no optimizer {t}')
     l.out['optimizer'] = dict(type=name); l.note(f'{p}.type', 'mapped', 'optimizer.type', 'without decay of norms and biases' if free else "torch's own")
@@ -195,9 +220,10 @@ def _optimizer(l):
         elif k == 'betas' and free: l.put(f'{p}.{k}', 'optimizer.sqr_mom', o[k][1]); l.out['optimizer']['mom'] = o[k][0]
     if free and t == 'AdamW': l.out['optimizer'] = {**dict(mom=.9, sqr_mom=.999, eps=1e-8), **l.out['optimizer']}
     follow(l, 'optim_wrapper', dict(type=lambda l, q: l.put(q, 'precision', {'OptimWrapper': 'fp32', 'AmpOptimWrapper': 'bf16' if 'bf' in str(l.get('optim_wrapper.dtype')) else 'fp16'}[l.get(q)]) if l.get(q) in ('OptimWrapper', 'AmpOptimWrapper') else l.drop(q, 'steps are plain here'), dtype=no_effect('see type'),
-        clip_grad=lambda l, q: l.drop(q, 'gradients have no limit here') if l.get(q) else l.note(q, 'defaulted', reason='gradients have no limit'), loss_scale=no_effect('scaled as needed'), accumulative_counts=only(1, why='a step a batch', lost='a step a batch here'), constructor=no_effect('the usual one'),
-        paramwise_cfg={k: (lambda l, q: l.note(q, 'mapped', 'optimizer.type', 'norms and biases are not decayed')) if free and k in ('norm_decay_mult', 'bias_decay_mult') else no_effect('nothing is counted twice') if k == 'bypass_duplicate' else lost('all parameters have the same rate and decay here') for k in pw}), dict(type='OptimWrapper'))
+        clip_grad=lambda l, q: l.drop(q, 'gradients have no limit here') if l.get(q) else l.note(q, 'defaulted', reason='gradients have no limit'), loss_scale=no_effect('scaled as needed'), accumulative_counts=only(1, why='a step a batch', lost='a step a batch here'), constructor=_constructor,
+        paramwise_cfg={k: _nothing if layered and k in _layer_keys else (lambda l, q: l.note(q, 'mapped', 'optimizer.type', 'norms and biases are not decayed')) if free and k in ('norm_decay_mult', 'bias_decay_mult') else no_effect('nothing is counted twice') if k == 'bypass_duplicate' else lost('all parameters have the same rate and decay here') for k in pw}), dict(type='OptimWrapper'))
     if l.get('optim_wrapper.paramwise_cfg', 0) in (None, {}): l.note('optim_wrapper.paramwise_cfg', 'defaulted', reason='all parameters alike')
+    if layered: _wrap_layers(l, start)
 
 # %% ../../nbs/config/934_mmdet_run.ipynb #0eb0d4b6
 def _schedule(l, times):
