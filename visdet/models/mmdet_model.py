@@ -83,13 +83,18 @@ def _weights(l, p):
     l.drop(p, f'timm has no such weights; {name} starts from its own ImageNet weights instead')
 
 def _norm_eval(l, p):
-    train = l.get(p) is False
-    l.put(p, 'model.norm', 'bn' if train else 'frozen', '' if train else 'statistics of the norms stay fixed')
+    "Do statistics move, and do scales and shifts learn?"
+    learns = (l.get('model.backbone.norm_cfg') or {}).get('requires_grad', True)
+    if l.get(p) is False: return l.put(p, 'model.norm', 'bn')
+    l.put(p, 'model.norm', 'eval' if learns else 'frozen', 'statistics of the norms stay fixed'+(', scales and shifts learn' if learns else ''))
 
 def _norm_grad(l, p):
-    still = l.get('model.backbone.norm_eval') is not False
-    if l.get(p) is not still: return l.note(p, 'defaulted', reason='fixed norms learn nothing' if still else 'norms learn')
-    l.drop(p, 'fixed norms are folded into the convolutions, so that their scale and shift do not learn' if still else 'norms that are not fixed learn')
+    if l.get('model.backbone.norm_eval') is False and not l.get(p): return l.drop(p, 'norms whose statistics move learn')
+    l.note(p, 'mapped', 'model.norm', 'together with norm_eval')
+
+def _bn_kind(l, p):
+    if l.get(p) == 'SyncBN': return l.note(p, 'defaulted', reason='statistics are fixed' if l.get('model.backbone.norm_eval') is not False else 'on one device the same as BN; `torch.nn.SyncBatchNorm.convert_sync_batchnorm` for several')
+    l.same(p, ['BN'], 'bodies have batch norms', 'bodies have batch norms here')
 
 def _frozen(l, p):
     n = l.get(p)
@@ -100,7 +105,7 @@ def _frozen(l, p):
 _fixed_structure = fatal('the body has no such parts here')
 _common = dict(init_cfg=_weights, with_cp=no_effect('activations are recomputed to save memory; results are equal'), frozen_stages=_frozen, norm_eval=_norm_eval, num_stages=only(4, why='bodies have four stages'),
                dcn=_fixed_structure, stage_with_dcn=_fixed_structure, plugins=_fixed_structure, convert_weights=no_effect('weights come in timm\'s own form'))
-_bn = dict(type=only('BN', why='bodies have batch norms', lost='bodies have batch norms of one device here'), requires_grad=_norm_grad)
+_bn = dict(type=_bn_kind, requires_grad=_norm_grad)
 def _style(l, p):
     "Where the strides are: a word before the name of the body"
     v, name = l.get(p), l.out['model']['body']
