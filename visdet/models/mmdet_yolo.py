@@ -70,7 +70,7 @@ register_family(Family('YOLOX', 'yolox', _yolox, ((r'(?:neck|head)\..+', lambda 
 # %% ../../nbs/models/467_mmdet_yolo.ipynb #5afb4cc7
 def _float_norm(l, p):
     "Batch norms whose numbers are the same everywhere; a group norm in a plain head"
-    t, first, head = l.get(f'{p}.type'), p.startswith('model.backbone'), p.startswith('model.bbox_head')
+    t, first, head = l.get(f'{p}.type'), p.startswith('model.neck' if 'body' in l.out['model'] else 'model.backbone'), p.startswith('model.bbox_head')
     if t == 'GN' and head: return follow(l, p, dict(type=to('model.head_norm', lambda v: 'gn'), num_groups=only(32, why='groups of the channels by 32'), requires_grad=only(True, why='norms learn')))
     put = to if first else agree
     follow(l, p, dict(type=only('BN', 'SyncBN', why='batch norms'), requires_grad=only(True, why='norms learn'), momentum=put('model.momentum'), eps=put('model.eps')), dict(momentum=.1, eps=1e-5))
@@ -105,11 +105,11 @@ _rtm_head = dict({k: v for k,v in _rtm_parts.items()}, num_classes=to('model.num
     share_conv=to('model.own_convs', lambda v: not v), exp_on_reg=to('model.reg', lambda v: 'exp' if v else 'linear'), with_objectness=to('model.objectness'), pred_kernel_size=to('model.ks'), loss_centerness=no_effect('this head has no such term'), reg_decoded_bbox=no_effect('boxes are always compared decoded'),
     anchor_generator=dict(type=only('MlvlPointGenerator', why='points on a grid', lost='places are points on a grid here'), offset=only(0, why='points sit at the corner of their cell', lost='points sit at the corner of their cell here'), strides=_from_eight),
     bbox_coder=dict(type=only('DistancePointBBoxCoder', why='distances to the sides', lost='boxes are distances to the sides here'), clip_border=only(True, why='boxes are clipped to the image')),
-    loss_cls=dict(_mean, type=only('QualityFocalLoss', why='quality focal loss', lost='classes have a quality focal loss here'), use_sigmoid=only(True, why='one sigmoid a class'), beta=only(2, why='beta is 2'), activated=only(False, why='logits'), loss_weight=factor_one),
+    loss_cls=dict(_mean, type=only('QualityFocalLoss', why='quality focal loss', lost='classes have a quality focal loss here'), use_sigmoid=only(True, why='one sigmoid a class'), beta=to('model.beta'), activated=only(False, why='logits'), loss_weight=to('model.cls_weight')),
     loss_bbox=dict(_mean, type=only('GIoULoss', why='generalized overlap', lost='the box term is one minus the generalized overlap here'), eps=no_effect('a guard against division by zero'), loss_weight=to('model.box_weight')))
 _ins_head = dict({k: v for k,v in _rtm_head.items() if k != 'exp_on_reg'}, num_prototypes=to('model.prototypes'), dyconv_channels=to('model.hidden'), num_dyconvs=to('model.layers'), mask_loss_stride=to('model.mask_stride'),
     loss_mask=dict(_mean, type=only('DiceLoss', why='Dice loss', lost='masks have a Dice loss here'), loss_weight=to('model.mask_weight'), eps=to('model.mask_eps'), use_sigmoid=only(True, why='logits'), activate=only(True, why='logits'), naive_dice=only(False, why='sums of squares')))
-_soft = dict(type=only('DynamicSoftLabelAssigner', why='dynamic soft labels', lost='places are assigned by dynamic soft labels here'), topk=to('model.topk'), soft_center_radius=only(3, why='the radius of this assigner'), iou_weight=only(3, why='the weight of the overlap'), iou_calculator=dict(type=only('BboxOverlaps2D', why='the overlap of boxes')))
+_soft = dict(type=only('DynamicSoftLabelAssigner', why='dynamic soft labels', lost='places are assigned by dynamic soft labels here'), topk=to('model.topk'), soft_center_radius=to('model.radius'), iou_weight=to('model.iou_cost'), iou_calculator=dict(type=only('BboxOverlaps2D', why='the overlap of boxes')))
 _some = lambda v: v if v >= 0 else None
 
 # %% ../../nbs/models/467_mmdet_yolo.ipynb #9047f628
@@ -120,12 +120,15 @@ _rtm_implied = dict(RTMDetHead=_plain_implied, RTMDetSepBNHead=_sep_implied, RTM
 def _rtmdet(l):
     "Rules of RTMDet and of RTMDet with masks"
     p, out = 'model.bbox_head', l.out['model']; t = l.get(f'{p}.type'); ins = out['type'] == 'rtmdet_ins'
-    for q,k in (('model.backbone', 'CSPNeXt'), ('model.neck', 'CSPNeXtPAFPN')):
-        if l.get(f'{q}.type') != k: return l.refuse(q, f'there is no {l.get(f"{q}.type")} in this entry point, only {k}')
-        l.note(f'{q}.type', 'defaulted', reason='a part of this entry point')
+    if l.get('model.neck.type') != 'CSPNeXtPAFPN': return l.refuse('model.neck', f'there is no {l.get("model.neck.type")} in this entry point, only CSPNeXtPAFPN')
+    l.note('model.neck.type', 'defaulted', reason='a part of this entry point')
+    if l.get('model.use_syncbn') is not None: l.drop('model.use_syncbn', 'norms see the batch of their own process', effect=False)
     if not is_head(l, p, [o for o in _rtm_implied if ('Ins' in o) == ins]): return
     if 'SepBN' not in t: out.update(own_norms=False, scales=True, reg='exp', **(dict(split=True) if ins else {}))
-    follow(l, 'model.backbone', _rtm_body, dict(deepen_factor=1., widen_factor=1., out_indices=[2, 3, 4], norm_cfg=_yolo_norm, act_cfg=dict(type='SiLU')))
+    if l.get('model.backbone.type') == 'CSPNeXt':
+        l.note('model.backbone.type', 'defaulted', reason='a part of this entry point')
+        follow(l, 'model.backbone', _rtm_body, dict(deepen_factor=1., widen_factor=1., out_indices=[2, 3, 4], norm_cfg=_yolo_norm, act_cfg=dict(type='SiLU')))
+    elif map_body(l, [8, 16, 32]) is None: return
     follow(l, 'model.neck', _rtm_neck, dict(num_csp_blocks=3, norm_cfg=_yolo_norm, act_cfg=dict(type='Swish')))
     follow(l, p, _ins_head if ins else _rtm_head, _rtm_implied[t])
     follow(l, 'model.train_cfg', dict(dense_train, assigner=_soft))
