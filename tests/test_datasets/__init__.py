@@ -1,0 +1,1 @@
+"MMDetection's behaviours, in visdet's words"
