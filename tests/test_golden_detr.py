@@ -1,13 +1,15 @@
 "Deformable DETR and DINO as a whole against figures recorded from MMDetection: keys, maps, raw outputs, detections, loss terms, gradients"
+import copy
 import functools
 
 import pytest
 import torch
 
-from golden import DetectorCase, detectors
+from golden import ROOT, DetectorCase, detectors
+from visdet.core.basics import ConfigError
 from visdet.data.targets import make_targets
 from visdet.models.certificate import certificate, compare_golden
-from visdet.models.mmdet import load_mmdet
+from visdet.models.mmdet import load_mmdet, mmdet_args
 from visdet.models.mmdet_keys import key_table, to_mmdet
 from visdet.models.mmdet_query import query_outputs
 
@@ -119,3 +121,21 @@ def test_broken_weights_are_seen(case):
     wrong = {**case.config, "positional_encoding": {**case.config["positional_encoding"], "offset": 0.25}}
     assert worst(case.config, {**state, k: state[k].flip(0)}) > 1e-3
     assert worst(wrong, state) > 1e-3
+
+
+@pytest.mark.skipif(not ROOT.is_dir(), reason="the recorded figures are not here: set VISDET_GOLDEN")
+def test_five_levels_over_a_large_body():
+    "The section of DINO's largest published model: five levels, Swin-L with windows of twelve"
+    c = copy.deepcopy(DetectorCase("dino").config)
+    c.update(num_queries=900, num_feature_levels=5)
+    body = dict(type="SwinTransformer", pretrain_img_size=384, embed_dims=192, depths=[2, 2, 18, 2], num_heads=[6, 12, 24, 48], window_size=12, mlp_ratio=4, qkv_bias=True)
+    c["backbone"] = dict(**body, qk_scale=None, drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.2, patch_norm=True, out_indices=(0, 1, 2, 3), with_cp=True, convert_weights=True)
+    c["neck"].update(in_channels=[192, 384, 768, 1536], num_outs=5)
+    for k, n in (("encoder", "self_attn_cfg"), ("decoder", "cross_attn_cfg")):
+        c[k]["layer_cfg"][n]["num_levels"] = 5
+    name, kw, fates = mmdet_args(c)
+    assert name == "dino" and not [o for o in fates if o.effect]
+    assert kw["body"] == "det+drop=0.2:swin_large_patch4_window12_384" and kw["out"] == [4, 8, 16, 32] and kw["levels"] == 5
+    c["decoder"]["layer_cfg"]["cross_attn_cfg"]["num_levels"] = 4
+    with pytest.raises(ConfigError, match="num_levels"):
+        mmdet_args(c)

@@ -50,9 +50,9 @@ def find_family(
     return next((o for o in FAMILIES if o.type == t and (o.when is None or o.when(section))), None)
 
 # %% ../../nbs/models/463_mmdet_model.ipynb #9701f54c
-_swin = {(96, (2, 2, 6, 2)): 'tiny_patch4_window7_224', (96, (2, 2, 18, 2)): 'small_patch4_window7_224', (128, (2, 2, 18, 2)): 'base_patch4_window7_224', (192, (2, 2, 18, 2)): 'large_patch4_window12_384'}
+_swin = {(96, (2, 2, 6, 2)): 'tiny', (96, (2, 2, 18, 2)): 'small', (128, (2, 2, 18, 2)): 'base', (192, (2, 2, 18, 2)): 'large'}
 BODIES = {f'resnet{d}{v}' for d in (18, 34, 50, 101, 152) for v in ('', 'd')} | {'resnext50_32x4d', 'resnext101_32x4d', 'resnext101_32x8d', 'resnext101_64x4d', 'res2net50d', 'res2net101d', 'mobilenetv2_100'} \
-    | {f'regnetx_{n:03d}' for n in (2, 4, 6, 8, 16, 32, 40, 64, 80, 120, 160, 320)} | {f'swin_{v}' for v in _swin.values()} | {f'pvt_v2_b{i}' for i in range(6)} | {f'tf_efficientnet_b{i}' for i in range(9)} | {f'mobilenetv2_{o}' for o in ('035', '050', '075', '140')}
+    | {f'regnetx_{n:03d}' for n in (2, 4, 6, 8, 16, 32, 40, 64, 80, 120, 160, 320)} | {f'swin_{v}_patch4_window{w}' for v in _swin.values() for w in ('7_224', '12_384') if w[0] == '7' or v in ('base', 'large')} | {f'pvt_v2_b{i}' for i in range(6)} | {f'tf_efficientnet_b{i}' for i in range(9)} | {f'mobilenetv2_{o}' for o in ('035', '050', '075', '140')}
 _pvts = {(32, (2, 2, 2, 2)): 'b0', (64, (2, 2, 2, 2)): 'b1', (64, (3, 4, 6, 3)): 'b2', (64, (3, 4, 18, 3)): 'b3', (64, (3, 8, 27, 3)): 'b4', (64, (3, 6, 40, 3)): 'b5'}
 _torchvision = {'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext50_32x4d', 'resnext101_32x8d', 'resnext101_64x4d'}
 
@@ -69,7 +69,7 @@ def body_name(
     t, d = b.get('type'), b.get('depth')
     if t == 'TIMMBackbone': return str(b.get('model_name', '')).removeprefix('timm/')
     name = {'ResNet': f'resnet{d}', 'ResNetV1d': f'resnet{d}d', 'ResNeXt': f"resnext{d}_{b.get('groups', 1)}x{b.get('base_width', 4)}d", 'MobileNetV2': f"mobilenetv2_{round(100*b.get('widen_factor', 1.)):03d}", 'EfficientNet': f"tf_efficientnet_{b.get('arch', 'b0')}", 'PyramidVisionTransformerV2': 'pvt_v2_'+_pvts.get((b.get('embed_dims', 64), tuple(b.get('num_layers', (3, 4, 6, 3)))), ''), 'RegNet': _regnet(b.get('arch')),
-            'Res2Net': f'res2net{d}d' if (b.get('base_width', 26), b.get('scales', 4)) == (26, 4) else '', 'SwinTransformer': 'swin_'+_swin.get((b.get('embed_dims', 96), tuple(b.get('depths', (2, 2, 6, 2)))), '')}.get(t, '')
+            'Res2Net': f'res2net{d}d' if (b.get('base_width', 26), b.get('scales', 4)) == (26, 4) else '', 'SwinTransformer': f"swin_{_swin.get((b.get('embed_dims', 96), tuple(b.get('depths', (2, 2, 6, 2)))))}_patch4_window{ {7: '7_224', 12: '12_384'}.get(b.get('window_size', 7)) }"}.get(t, '')
     return name if name in BODIES else ''
 
 # %% ../../nbs/models/463_mmdet_model.ipynb #12bed107
@@ -123,7 +123,7 @@ _resnet = dict(**_common, norm_cfg=_bn, style=_style, deep_stem=only(False, why=
                avg_down=only(False, why='shortcuts have a strided convolution'), zero_init_residual=only(True, why='the last norm of a block starts at zero'), conv_cfg=fatal('the body has plain convolutions here'))
 _resnet_assumes = dict(frozen_stages=-1, norm_eval=True, norm_cfg=dict(type='BN', requires_grad=True), style='pytorch')
 _swin_rules = dict(**_common, patch_norm=only(True, why='patches are normalised'), use_abs_pos_embed=only(False, why='positions are relative'), ape=only(False, why='positions are relative'), qkv_bias=only(True, why='there is a bias'), qk_scale=only(None, why='the usual scale'),
-                   mlp_ratio=only(4, why='the ratio of this body'), window_size=only(7, why='the window of this body'), num_heads=no_effect('given by the body'), drop_rate=only(0, why='no dropout'), attn_drop_rate=only(0, why='no dropout'),
+                   mlp_ratio=only(4, why='the ratio of this body'), pretrain_img_size=no_effect('only used for absolute positions'), num_heads=no_effect('given by the body'), drop_rate=only(0, why='no dropout'), attn_drop_rate=only(0, why='no dropout'),
                    drop_path_rate=_drop_path)
 
 # %% ../../nbs/models/463_mmdet_model.ipynb #4750e87f
@@ -165,7 +165,7 @@ def map_body(
     if not name: l.refuse(p, f'there is no body for the backbone {b.get("type")}'+(f' {b["depth"]}' if 'depth' in b else '')); return None
     l.out['model']['body'] = name
     if b['type'] in _kinds: return _counted_body(l, p, name, default_out)
-    for k in ('type', 'depth', 'groups', 'base_width', 'arch', 'model_name', 'embed_dims', 'depths', 'scales'):
+    for k in ('type', 'depth', 'groups', 'base_width', 'arch', 'model_name', 'embed_dims', 'depths', 'window_size', 'scales'):
         if k in b: l.note(f'{p}.{k}', 'mapped', 'model.body', f'together they name {name}')
     swin = b['type'] == 'SwinTransformer'
     if swin or b['type'] == 'Res2Net': l.out['model']['body'] = f'det:{name}'
