@@ -8,6 +8,7 @@ from golden import DetectorCase, detectors
 from visdet.data.targets import make_targets
 from visdet.models.certificate import certificate
 from visdet.models.mmdet import load_mmdet, to_mmdet
+from visdet.models.mmdet_keys import key_table
 
 NAMES = "retinanet", "fcos", "faster-rcnn", "mask-rcnn", "mask-rcnn_swin-t"
 TOL = 1e-4
@@ -115,19 +116,24 @@ def test_predictions(case, kind):
             assert (masks[i] != top[r]).sum() <= 4
 
 
-@pytest.mark.parametrize("case", detectors(*NAMES))
-def test_losses(case):
+def step(case):
+    "Loss terms of one step in training, with gradients in the model"
     model, x, _ = loaded(case.id)
     t = targets(case)
     was = {m: m.training for m in model.modules()}
     try:
-        model.train()
-        with torch.no_grad():
-            raw = model(x, t) if model.needs_targets else model(x)
-            mine = {k: float(v) for k, v in model.loss(raw, t).items()}
+        model.train().zero_grad()
+        terms = model.loss(model(x, t) if model.needs_targets else model(x), t)
+        sum(terms.values()).backward()
     finally:
         for m, mode in was.items():
             m.training = mode
+    return model, {k: float(v.detach()) for k, v in terms.items()}
+
+
+@pytest.mark.parametrize("case", detectors(*NAMES))
+def test_losses(case):
+    model, mine = step(case)
     names = dict(loss_cls="cls", loss_bbox="box", loss_centerness="ctr", loss_rpn_cls="rpn_cls", loss_rpn_bbox="rpn_box", loss_mask="mask")
     want = {}
     for k, v in zip(case.doc["loss_names"], case.array("loss.values").tolist()):
@@ -137,6 +143,21 @@ def test_losses(case):
     assert set(mine) == set(want)
     for k in want:
         assert mine[k] == pytest.approx(want[k], rel=TOL, abs=1e-6), (case, k)
+    compare_gradients(case, model)
+
+
+def compare_gradients(case, model, tol=1e-3):
+    "The norm of each parameter's gradient; those there is none of are zero in the recording"
+    params = dict(model.named_parameters())
+    names = {r.theirs: r for r in key_table(model, model.mmdet_report.bgr)}
+    want = case.array("grad.norms")
+    worst = 0.0
+    for k, w in zip(case.doc["grad_names"], want.tolist()):
+        r = names[k]
+        g = params[r.mine].grad
+        g = 0.0 if g is None else float((g[r.row] if r.how == "row" else g).double().norm())
+        worst = max(worst, abs(g - w) / (w + 1e-4 * float(want.max())))
+    assert worst <= tol, (case, worst)
 
 
 @pytest.mark.parametrize("case", detectors(*NAMES, "cascade-rcnn", "cascade-mask-rcnn", "yolox_s"))
