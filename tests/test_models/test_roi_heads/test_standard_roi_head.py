@@ -14,6 +14,16 @@ from visdet.nn.mask_head import MaskHead
 from visdet.nn.region_kinds import make_sampler
 from visdet.nn.roi_head import BoxHead
 
+BEHAVIOURS = {
+    "box and mask heads are there": "test_parts",
+    "one object: every term > 0": "test_loss_with_objects",
+    "no object: classification > 0, boxes and masks == 0, still part of the graph": "test_loss_without_objects",
+    "no proposals": "test_no_proposals",
+    "a fresh head of 80 classes: the logarithms of 81 and of 2": "test_a_fresh_head_knows_nothing",
+    "hard example mining, in the three situations of samplers": "test_every_sampler_is_fed",
+}
+WITHOUT = {"a shared head over the body's fourth stage (C4)": "no second stage runs a stage of the body; its plain heads with averaged maps are the kind `plain`"}
+
 SIZE, STRIDES, BOX = 256, [4, 8, 16, 32], [23.6667, 23.8757, 238.6326, 151.8874]
 
 
