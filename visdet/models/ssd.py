@@ -41,6 +41,7 @@ def _ssd_parts(given, size, vgg, strides):
     if len(set(n.values())) > 1 or not len(res['strides']) == len(res['ratios']) == len(strides)+n['level_strides']: raise ConfigError(explain(f"{n}, strides for {len(res['strides'])} and ratios for {len(res['ratios'])} levels over {len(strides)} maps", where='ssd', fix='Give all of them for the same levels'))
     return res
 
+# %% ../../nbs/models/422_ssd.ipynb #e6831454
 @entry()
 def ssd(
     num_classes:Count|list[str]=None, # Number of classes, or their names
