@@ -97,7 +97,7 @@ def _roi_sampler(num=to('model.roi_num'), share=to('model.roi_share'), first=Tru
         if first and spec != 'RandomSampler': l.out['model']['roi_sampler'] = spec
         elif not first and spec != have: return l.refuse(f'{p}.type', 'all stages sample alike here')
         for k in l.get(p):
-            if k not in ('num', 'pos_fraction', 'add_gt_as_proposals'): l.note(f'{p}.{k}', 'defaulted' if spec == 'RandomSampler' else 'mapped', 'model.roi_sampler')
+            if k not in ('num', 'pos_fraction', 'add_gt_as_proposals'): l.note(f'{p}.{k}', 'defaulted' if spec == 'RandomSampler' else 'mapped', 'model.roi_sampler', 'how regions are sampled')
         follow(l, p, dict(num=num, pos_fraction=share, add_gt_as_proposals=only(True, why='objects are regions too')))
     return f
 
@@ -126,7 +126,7 @@ def _layers(l, p, first=True):
     elif l.get(f'{p}.norm_cfg') is not None and not convs: l.drop(f'{p}.norm_cfg', 'norms belong to convolutions, and there are none', effect=False)
     spec = spec or '4conv1fc'
     for k in (*(f'num_{o}' for o in _counts), 'conv_out_channels', 'with_avg_pool'):
-        if l.get(f'{p}.{k}') is not None: l.note(f'{p}.{k}', 'defaulted' if spec == '2fc' else 'mapped', 'model.box_head')
+        if l.get(f'{p}.{k}') is not None: l.note(f'{p}.{k}', 'defaulted' if spec == '2fc' else 'mapped', 'model.box_head', 'the layers of the head')
     if not first and spec != l.out['model'].get('box_head', '2fc'): l.refuse(f'{p}.type', 'all stages have the same layers here')
     elif spec != '2fc': l.out['model']['box_head'] = spec
 
@@ -134,7 +134,7 @@ def _agree_pair(target, i): # A rule
     "One number of a pair that is settled already"
     def f(l, p):
         name = target.split('.')[1]; have = l.out['model'].get(name, default_of('model', l.out['model']['type'], name))[i]
-        l.note(p, 'defaulted', target) if l.get(p) == have else l.refuse(p, f'all stages have the same factors here, {have}')
+        l.note(p, 'defaulted', target, 'as in the first stage') if l.get(p) == have else l.refuse(p, f'all stages have the same factors here, {have}')
     return f
 
 def _second_term(l, p, first=True):
@@ -261,7 +261,7 @@ def _listed(l, paths, target):
     name = target.split('.')[1]; have = [l.get(p) for p in paths]; known = default_of('model', l.out['model']['type'], name)
     if None in have: return
     if have != known: l.out['model'][name] = have
-    for p in paths: l.note(p, 'defaulted' if have == known else 'mapped', target)
+    for p in paths: l.note(p, 'defaulted' if have == known else 'mapped', target, 'a value for each stage')
 
 def _one_stage(l, p, i):
     "The head of stage `i`"
