@@ -37,7 +37,7 @@ def named_outputs(
     "Outputs of a model under the names of MMDetection's modules"
     with torch.no_grad():
         maps = model.body(x); feats, res = model.neck(maps), {}
-        f = family_of((model.spec or [None])[0]); first = f.first if f else 4
+        f = family_of((model.spec or [None])[0]); first = getattr(getattr(model, 'mmdet_report', None), 'first', f.first if f else 4)
         for s,o in zip(model.body.strides, maps): res[f'backbone#0.{(s//first).bit_length()-1}'] = o
         for i,o in enumerate(feats): res[f'neck#0.{i}'] = o
         return res | (f.outputs if f and f.outputs else _head_outputs)(model, feats, x, proposals)

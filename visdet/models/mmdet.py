@@ -91,6 +91,7 @@ class MMDetReport:
     shapes:list=field(default_factory=list) # Tensors of another shape
     norm:tuple=None # Mean and deviation; None if not given
     bgr:bool=False # Did the checkpoint's model see blue first?
+    first:int=4 # Stride of the first map that its backbone gave out
     pad:int=None # Sides of its batches were multiples of this; None if not given
 
     def differences(self, training=False)->list: # Texts
@@ -159,10 +160,16 @@ def load_mmdet(
     norm, bgr = read_norm(pre)
     if norm: model.norm = model.body.norm = norm
     if (own := family_of(name).norm): own(model, pre)
-    model.mmdet_report = MMDetReport([name, kw], fates=fates, norm=norm, bgr=bgr, pad=(pre or {}).get('pad_size_divisor', 1) if pre else None)
+    model.mmdet_report = MMDetReport([name, kw], fates=fates, norm=norm, bgr=bgr, first=_first(config, family_of(name).first), pad=(pre or {}).get('pad_size_divisor', 1) if pre else None)
     if state is not None: _fill(model, state, model.mmdet_report, strict)
     elif strict and model.mmdet_report.problems(): raise ConfigError(explain('; '.join(model.mmdet_report.problems()), where=name))
     return model.eval()
+
+def _first(config, first):
+    "Stride of the first map of the backbone, from its `out_indices` where those count stages of strides 4, 8, 16 and 32"
+    if isinstance(config, str) and family_of(config): return first
+    idx = _model_section(config)['backbone'].get('out_indices')
+    return 4*2**idx[0] if first == 4 and isinstance(idx, (list, tuple)) and idx and idx[0] in range(4) else first
 
 def _norm_section(config):
     "The preprocessor of a configuration, if it has one"

@@ -27,6 +27,7 @@ def same_strides(strides): # A rule
 # %% ../../nbs/models/465_mmdet_dense.ipynb #74510dea
 def _retina(l):
     if not (strides := dense_levels(l)) or not is_head(l, 'model.bbox_head', ['RetinaHead']): return
+    l.out['model']['average'] = 'floor'
     follow(l, 'model.bbox_head', dict(**dense_rules, anchor_generator=anchor_rules(strides), bbox_coder=delta_rules([1, 1, 1, 1]), loss_bbox=box_term([*BOX_TERMS.values(), 'log_iou'], 'model.reg_weight'), norm_cfg=tower_norm, conv_cfg=only(None, why='plain convolutions'),
         reg_decoded_bbox=lambda l, p: l.note(p, 'defaulted', reason='follows from the box term')), dict(stacked_convs=4, feat_channels=256))
     follow(l, 'model.train_cfg', dict(**dense_train, sampler=dict(type=only('PseudoSampler', why='all anchors learn')),

@@ -51,7 +51,7 @@ def retinanet(
     pos_thr:Share=0.5, # Least overlap of a positive
     neg_thr:Share=0.4, # Background below this overlap
     low_quality:LowRule='gt', # See `MaxIoUAssigner`
-    average:Literal['batch', 'image']='batch', # Divide by the positives of the 'batch' | 'image'
+    average:Literal['batch', 'image', 'floor']='batch', # Divide by the positives of the 'batch' | 'image' | 'floor': of the batch, an image counting at least one
     reg_loss:BoxLoss='l1', # Box term: 'l1' | 'smooth_l1' | 'iou' | 'giou' | 'diou' | 'ciou'
     reg_weight:Amount=1., # Factor of the box term
     score_thr:Share=0.05, # Least score of a detection

@@ -39,7 +39,7 @@ class AnchorHead(nn.Module):
         stride_rule:StrideRule='declared', # See `Levels`
         coder:DeltaCoder=None, # Boxes to deltas and back
         assigner:MaxIoUAssigner=None, # Which anchor learns which object
-        average:Literal['batch', 'image']='batch', # See `image_weights`
+        average:Literal['batch', 'image', 'floor']='batch', # See `image_weights`
         reg_loss:BoxLoss='l1', # See `box_loss`
         reg_weight:Amount=1., # Factor of the box term
         alpha:Share=0.25, # Focal loss: weight of positives

@@ -178,6 +178,7 @@ def finish(
     max_num:int, # Most detections
     vocab:list=None, # Class names
 )->tuple: # `Detections`, and the rows that were kept
-    "Suppress and wrap"
-    keep = batched_nms(boxes, scores, labels, nms_thr, max_num)
+    "Drop boxes without area, suppress, wrap"
+    live = (boxes[:,2:] > boxes[:,:2]).all(1).nonzero()[:,0]
+    keep = live[batched_nms(boxes[live], scores[live], labels[live], nms_thr, max_num)]
     return Detections(boxes[keep], scores[keep], labels[keep], tuple(size), vocab=vocab), keep

@@ -89,11 +89,6 @@ def loss(self:SSDHead, raw:dict, targets)->dict: # cls, box
     return dict(cls=(ce*(pos+hard)).sum()/norm, box=box/norm)
 
 # %% ../../nbs/nn/369_ssd_head.ipynb #40286787
-def _with_area(boxes, *more):
-    "Boxes that have something inside the image, with what belongs to them"
-    ok = (boxes[:,2:] > boxes[:,:2]).all(1)
-    return [o[ok] for o in (boxes, *more)]
-
 @patch
 @torch.no_grad()
 def decode(self:SSDHead, raw:dict, sizes, vocab:list=None)->list: # One `Detections` an image
@@ -103,7 +98,7 @@ def decode(self:SSDHead, raw:dict, sizes, vocab:list=None)->list: # One `Detecti
     for x,r,p in zip(raw['cls'], raw['reg'], priors):
         odds = map_rows(x, self.num_classes+1).float().softmax(-1)[...,:-1].logit()
         r, best = map_rows(r, 4).float(), candidates(odds, self.score_thr, self.pre)
-        found.append([_with_area(clip_boxes(self.coder.decode(p[i], r[b,i]), sizes[b]), s, c) for b,(s,i,c) in enumerate(best)])
+        found.append([(clip_boxes(self.coder.decode(p[i], r[b,i]), sizes[b]), s, c) for b,(s,i,c) in enumerate(best)])
     return [finish(*(torch.cat(o) for o in zip(*one)), size, self.nms_thr, self.max_num, vocab)[0] for one,size in zip(zip(*found), sizes)]
 
 @patch
