@@ -1,5 +1,5 @@
 "Configurations of MMDetection and other Python: read without being run, mapped with every key accounted for, built with the structure they describe"
-import ast, json, math, os, pprint, time
+import ast, json, keyword, math, os, pprint, time
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st, HealthCheck
@@ -16,7 +16,7 @@ def run(text, tmp_path, name='c.py'):
 
 # ---------------------------------------------------------------- the evaluator
 
-names = st.text('abcdefgh_', min_size=1, max_size=6).filter(lambda s: not s.startswith('_') and s not in ('dict',))
+names = st.text('abcdefgh_', min_size=1, max_size=6).filter(lambda s: not s.startswith('_') and s != 'dict' and not keyword.iskeyword(s))
 scalars = st.none() | st.booleans() | st.integers(-2**60, 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12).filter(lambda s: '{{' not in s)
 values = st.recursive(scalars, lambda s: st.lists(s, max_size=4) | st.lists(s, max_size=4).map(tuple) | st.dictionaries(names, s, max_size=4), max_leaves=20)
 
