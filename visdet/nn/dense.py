@@ -177,8 +177,9 @@ def finish(
     nms_thr:float, # Overlap above which the lesser of two boxes of a class is dropped
     max_num:int, # Most detections
     vocab:list=None, # Class names
+    area:bool=True, # Drop boxes without area, and those turned inside out?
 )->tuple: # `Detections`, and the rows that were kept
     "Drop boxes without area, suppress, wrap"
-    live = (boxes[:,2:] > boxes[:,:2]).all(1).nonzero()[:,0]
+    live = (boxes[:,2:] > boxes[:,:2]).all(1).nonzero()[:,0] if area else torch.arange(len(boxes), device=boxes.device)
     keep = live[batched_nms(boxes[live], scores[live], labels[live], nms_thr, max_num)]
     return Detections(boxes[keep], scores[keep], labels[keep], tuple(size), vocab=vocab), keep

@@ -198,7 +198,7 @@ def decode(self:RTMDetInsHead, raw:dict, sizes, vocab:list=None)->list: # One `D
     sizes, p, s, k = torch.as_tensor(sizes).tolist(), torch.cat(self.gen.grid(level_sizes(raw['cls']), raw['cls'][0].device)), self.strides[0], self.kernel_rows(raw)
     canvas, res = tuple(o*s for o in raw['mask'].shape[-2:]), []
     for j,((bx,v,c,i),size) in enumerate(zip(self.found(raw, sizes), sizes)):
-        d, keep = finish(bx, v, c, size, self.nms_thr, self.max_num, vocab); i = i[keep]
+        d, keep = finish(bx, v, c, size, self.nms_thr, self.max_num, vocab, self.min_size is not None); i = i[keep]
         d.mask_probs = dynamic_masks(raw['mask'][j:j+1], k[j,i], torch.zeros_like(i), p[i], s, self.shapes)-logit(self.mask_thr)
         d.paste, d.canvas = 'map', canvas; res.append(d)
     return res

@@ -207,7 +207,7 @@ def found(self:RTMDetHead, raw:dict, sizes)->list: # For each image: boxes, scor
 def decode(self:RTMDetHead, raw:dict, sizes, vocab:list=None)->list: # One `Detections` an image
     "Detections in pixels of the batch"
     sizes = torch.as_tensor(sizes).tolist()
-    return [finish(bx, v, c, size, self.nms_thr, self.max_num, vocab)[0] for (bx,v,c,_),size in zip(self.found(raw, sizes), sizes)]
+    return [finish(bx, v, c, size, self.nms_thr, self.max_num, vocab, self.min_size is not None)[0] for (bx,v,c,_),size in zip(self.found(raw, sizes), sizes)]
 
 # %% ../../nbs/nn/373_rtmdet_head.ipynb #b037510c
 @patch
