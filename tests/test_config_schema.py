@@ -107,6 +107,8 @@ ARGS = dict(
     mask_rcnn=dict(SMALL, hidden=32, mask_convs=1, mask_channels=16, min_size=(0.0, 1.5)),
     cascade_rcnn=dict(SMALL, hidden=32, border=None, thrs=[0.5, 0.6, 0.7], post=(100, 50)),
     cascade_mask_rcnn=dict(SMALL, hidden=32, mask_convs=1, mask_channels=16, stage_weights=[1.0, 0.5, 0.5]),
+    double_head_rcnn=dict(SMALL, hidden=32, head_channels=16, head_convs=1, ignore=(None, 0.5), roi_sampler=dict(type="CombinedSampler", pos_sampler=dict(type="InstanceBalancedPosSampler"), neg_sampler=dict(type="IoUBalancedNegSampler", bins=4))),
+    mask_scoring_rcnn=dict(SMALL, hidden=32, mask_convs=1, mask_channels=16, iou_channels=16, iou_hidden=16, box_head=dict(shared_convs=1, channels=16, norm="gn"), roi_sampler="OHEMSampler"),
     ssd=dict(SMALL, level_channels=[16] * 4, depthwise=True, head_norm="bn", shares=(0.2, 0.9), l2_scale=5.0, out=(16, 32)),
     yolox=dict(SMALL, size="nano", num_convs=1, max_num=20, score_thr=0.0),
     rtmdet=dict(SMALL, size="tiny", num_convs=1, reg="exp", pre=None),

@@ -22,7 +22,7 @@ from ..nn.assign import MaxIoUAssigner
 from ..nn.body import create_body
 from ..nn.cascade_head import CascadeHead
 from ..nn.fpn import FPN
-from ..nn.region_kinds import BoxHeadName, SamplerName, make_box_head, make_sampler
+from ..nn.region_kinds import BoxHeadName, PartSpec, SamplerName, SamplerSpec, make_box_head, make_sampler
 from ..nn.losses import BoxLoss, CodeLoss
 from ..nn.mask_head import MaskHead, mask_rows
 from ..nn.roi_head import assign_rois
@@ -193,11 +193,11 @@ def cascade_rcnn(
     score_thr:Share=0.05, # Least score of a detection
     nms_thr:Share=0.5, # Overlap for suppression
     max_num:Count=100, # Detections of an image
-    box_head:BoxHeadName|dict='2fc', # Layers of each stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
+    box_head:BoxHeadName|PartSpec='2fc', # Layers of each stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
     agnostic:bool=True, # One box for all classes?
     roi_loss:BoxLoss='smooth_l1', # Box term of the stages, see `box_loss`
     roi_weights:tuple[Amount, Amount]=(1.,1.), # Factors of their class terms and box terms, besides `stage_weights`
-    roi_sampler:SamplerName|dict='RandomSampler', # How regions are sampled, see `make_sampler`
+    roi_sampler:SamplerName|SamplerSpec='RandomSampler', # How regions are sampled, see `make_sampler`
     rpn_loss:CodeLoss='smooth_l1', # Box term of the proposal network, turning linear at 1/9
     ignore:tuple[Share|None, Share|None]=(None,None), # Leave out anchors, and regions, of which more than this lies in a crowd region
 )->Cascade:
@@ -247,11 +247,11 @@ def cascade_mask_rcnn(
     max_num:Count=100, # Detections of an image
     mask_channels:Count=256, # Channels of the mask heads
     mask_convs:Whole=4, # Convolutions of a mask head
-    box_head:BoxHeadName|dict='2fc', # Layers of each stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
+    box_head:BoxHeadName|PartSpec='2fc', # Layers of each stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
     agnostic:bool=True, # One box for all classes?
     roi_loss:BoxLoss='smooth_l1', # Box term of the stages, see `box_loss`
     roi_weights:tuple[Amount, Amount]=(1.,1.), # Factors of their class terms and box terms, besides `stage_weights`
-    roi_sampler:SamplerName|dict='RandomSampler', # How regions are sampled, see `make_sampler`
+    roi_sampler:SamplerName|SamplerSpec='RandomSampler', # How regions are sampled, see `make_sampler`
     rpn_loss:CodeLoss='smooth_l1', # Box term of the proposal network, turning linear at 1/9
     ignore:tuple[Share|None, Share|None]=(None,None), # Leave out anchors, and regions, of which more than this lies in a crowd region
 )->Cascade:

@@ -14,7 +14,7 @@ from .detector import model_cases
 from .faster_rcnn import faster_rcnn
 from .two_stage import TwoStage
 from ..nn.losses import BoxLoss, CodeLoss
-from ..nn.region_kinds import SamplerName
+from ..nn.region_kinds import SamplerName, SamplerSpec
 
 # %% ../../nbs/models/432_double_head_rcnn.ipynb #b9788abc
 @entry()
@@ -49,7 +49,7 @@ def double_head_rcnn(
     roi_beta:Positive=1., # Where its smooth L1 turns linear
     roi_weights:tuple[Amount, Amount]=(2.,2.), # Factors of its class term and its box term
     agnostic:bool=False, # One box for all classes?
-    roi_sampler:SamplerName|dict='RandomSampler', # How regions are sampled, see `make_sampler`
+    roi_sampler:SamplerName|SamplerSpec='RandomSampler', # How regions are sampled, see `make_sampler`
     ignore:tuple[Share|None, Share|None]=(None,None), # Leave out anchors, and regions, of which more than this lies in a crowd region
     score_thr:Share=0.05, # Least score of a detection
     nms_thr:Share=0.5, # Overlap for suppression

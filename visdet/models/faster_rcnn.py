@@ -18,7 +18,7 @@ from ..nn.assign import LowRule, MaxIoUAssigner
 from ..nn.body import create_body
 from ..nn.dense import StrideRule
 from ..nn.fpn import FPN
-from ..nn.region_kinds import BoxHeadName, SamplerName, make_box_head, make_sampler
+from ..nn.region_kinds import BoxHeadName, PartSpec, SamplerName, SamplerSpec, make_box_head, make_sampler
 from ..nn.losses import BoxLoss, CodeLoss
 from ..nn.rpn import RPN
 from ..nn.sample import RandomSampler
@@ -72,12 +72,12 @@ def faster_rcnn(
     nms_thr:Share=0.5, # Overlap for suppression
     max_num:Count=100, # Detections of an image
     roi_low:LowRule=None, # Second stage: do the best proposals of an object from `roi_pos` up belong to it? See `MaxIoUAssigner`
-    box_head:BoxHeadName|dict='2fc', # Layers of the second stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
+    box_head:BoxHeadName|PartSpec='2fc', # Layers of the second stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
     agnostic:bool=False, # One box for all classes?
     roi_loss:BoxLoss=None, # Box term of the second stage, see `box_loss`; `reg_loss` by default
     roi_beta:Positive=1/9, # Where its smooth L1 turns linear
     roi_weights:tuple[Amount, Amount]=(1.,1.), # Factors of its class term and its box term
-    roi_sampler:SamplerName|dict='RandomSampler', # How its regions are sampled, see `make_sampler`
+    roi_sampler:SamplerName|SamplerSpec='RandomSampler', # How its regions are sampled, see `make_sampler`
     ignore:tuple[Share|None, Share|None]=(None,None), # Leave out anchors, and regions, of which more than this lies in a crowd region
 )->TwoStage:
     "Faster R-CNN over any body"

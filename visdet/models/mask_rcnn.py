@@ -17,7 +17,7 @@ from .faster_rcnn import faster_rcnn
 from .two_stage import *
 from ..nn.assign import LowRule
 from ..nn.dense import StrideRule
-from ..nn.region_kinds import BoxHeadName, MaskHeadName, SamplerName, make_mask_head
+from ..nn.region_kinds import BoxHeadName, MaskHeadName, PartSpec, SamplerName, SamplerSpec, make_mask_head
 from ..nn.losses import BoxLoss, CodeLoss
 
 # %% ../../nbs/models/440_mask_rcnn.ipynb #3265afa1
@@ -67,14 +67,14 @@ def mask_rcnn(
     max_num:Count=100, # Detections of an image
     roi_low:LowRule=None, # Second stage: do the best proposals of an object from `roi_pos` up belong to it? See `MaxIoUAssigner`
     paste:Literal['stretch', 'sample']='stretch', # How masks are painted into the image, see `Detections`
-    box_head:BoxHeadName|dict='2fc', # Layers of the second stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
+    box_head:BoxHeadName|PartSpec='2fc', # Layers of the second stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
     agnostic:bool=False, # One box for all classes?
     roi_loss:BoxLoss=None, # Box term of the second stage, see `box_loss`; `reg_loss` by default
     roi_beta:Positive=1/9, # Where its smooth L1 turns linear
     roi_weights:tuple[Amount, Amount]=(1.,1.), # Factors of its class term and its box term
-    roi_sampler:SamplerName|dict='RandomSampler', # How its regions are sampled, see `make_sampler`
+    roi_sampler:SamplerName|SamplerSpec='RandomSampler', # How its regions are sampled, see `make_sampler`
     ignore:tuple[Share|None, Share|None]=(None,None), # Leave out anchors, and regions, of which more than this lies in a crowd region
-    mask_head:MaskHeadName|dict='fcn', # Layers of the mask branch: 'fcn' | 'coarse' | a mapping, see `make_mask_head`
+    mask_head:MaskHeadName|PartSpec='fcn', # Layers of the mask branch: 'fcn' | 'coarse' | a mapping, see `make_mask_head`
 )->TwoStage:
     "Mask R-CNN over any body"
     res = faster_rcnn.__wrapped__(num_classes, vocab, body, pretrained, weights, nodes, in_chans, frozen_stages, norm, out, levels, channels, hidden, scale, ratios, sizes, round_anchors, stride_rule, delta_clip, rpn_convs, rpn_pos, rpn_neg, rpn_low, rpn_min_pos, rpn_num, rpn_share, rpn_nms, pre, post, roi_pos, roi_num, roi_share, sampling_ratio, aligned, reg_loss, min_size, score_thr, nms_thr, max_num, roi_low,

@@ -18,7 +18,7 @@ from .two_stage import TwoStage
 from ..nn.assign import LowRule
 from ..nn.losses import BoxLoss, CodeLoss
 from ..nn.mask_iou import MaskIoUHead
-from ..nn.region_kinds import BoxHeadName, SamplerName
+from ..nn.region_kinds import BoxHeadName, PartSpec, SamplerName, SamplerSpec
 
 # %% ../../nbs/models/442_mask_scoring_rcnn.ipynb #85864a28
 @entry()
@@ -46,7 +46,7 @@ def mask_scoring_rcnn(
     aligned:bool=True, # See `roi_align`
     reg_loss:CodeLoss='l1', # Box term of the first stage
     roi_low:LowRule='gt', # Second stage: do the best proposals of an object from 0.5 up belong to it? See `MaxIoUAssigner`
-    box_head:BoxHeadName|dict='2fc', # Layers of the second stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
+    box_head:BoxHeadName|PartSpec='2fc', # Layers of the second stage: '2fc' | '4conv1fc' | arguments of a `ConvFCHead`, see `make_box_head`
     agnostic:bool=False, # One box for all classes?
     roi_loss:BoxLoss=None, # Box term of the second stage, see `box_loss`; `reg_loss` by default
     roi_beta:Positive=1/9, # Where its smooth L1 turns linear
@@ -59,7 +59,7 @@ def mask_scoring_rcnn(
     iou_hidden:Count=1024, # Outputs of its linear layers
     iou_weight:Amount=0.5, # Factor of its term
     mask_thr:float=0.5, # Where a mask begins when its true overlap is measured, as a logit
-    roi_sampler:SamplerName|dict='RandomSampler', # How regions are sampled, see `make_sampler`
+    roi_sampler:SamplerName|SamplerSpec='RandomSampler', # How regions are sampled, see `make_sampler`
     ignore:tuple[Share|None, Share|None]=(None,None), # Leave out anchors, and regions, of which more than this lies in a crowd region
     score_thr:Share=0.05, # Least score of a detection
     nms_thr:Share=0.5, # Overlap for suppression
