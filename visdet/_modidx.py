@@ -3550,6 +3550,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'visdet/models/two_stage.py'),
                                          'visdet.models.two_stage.TwoStage.__init__': ( 'models/two_stage.html#twostage.__init__',
                                                                                         'visdet/models/two_stage.py'),
+                                         'visdet.models.two_stage.TwoStage._ask_masks': ( 'models/two_stage.html#twostage._ask_masks',
+                                                                                          'visdet/models/two_stage.py'),
                                          'visdet.models.two_stage.TwoStage._both': ( 'models/two_stage.html#twostage._both',
                                                                                      'visdet/models/two_stage.py'),
                                          'visdet.models.two_stage.TwoStage._learn': ( 'models/two_stage.html#twostage._learn',

@@ -115,8 +115,15 @@ def _masks(self:TwoStage, feats, rows, targets):
     if targets.labels.shape[1] == 0: i = i[:0]
     b,j = roi[i,0].long(), m[i].clamp(min=0)
     lbl = targets.labels[b,j].clamp(min=0)
-    x = self.mask.read(feats, roi[i]); logits = self.mask.logits(x, lbl)
-    return dict(mask=logits, mask_row=i, **({} if self.mask_iou is None else dict(mask_iou=self.mask_iou(x, logits, lbl))))
+    logits, iou = self._ask_masks(feats, roi[i], lbl)
+    return dict(mask=logits, mask_row=i, **({} if iou is None else dict(mask_iou=iou)))
+
+@patch
+def _ask_masks(self:TwoStage, feats, rois, labels):
+    "Mask logits, and what the judge of masks says"
+    if self.mask_iou is None: return self.mask(feats, rois, labels), None
+    x = self.mask.read(feats, rois); logits = self.mask.logits(x, labels)
+    return logits, self.mask_iou(x, logits, labels)
 
 # %% ../../nbs/models/425_two_stage.ipynb #e6a6a5d7
 @patch
@@ -144,8 +151,8 @@ def decode(self:TwoStage, raw:dict, sizes)->list: # One `Detections` an image
     res = self.head.decode(raw['cls'][k], raw['reg'][k], raw['rois'][k], sizes, self.vocab)
     if self.mask is None: return res
     t, lbl = self.mask.out.weight.dtype, torch.cat([d.labels for d in res])
-    x = self.mask.read([o.to(t) for o in raw['feats']], to_rois([d.boxes for d in res])); z = self.mask.logits(x, lbl)
-    n = [len(d) for d in res]; iou = None if self.mask_iou is None else self.mask_iou(x, z, lbl).float().split(n)
+    z, iou = self._ask_masks([o.to(t) for o in raw['feats']], to_rois([d.boxes for d in res]), lbl)
+    n = [len(d) for d in res]; iou = None if iou is None else iou.float().split(n)
     for i,(d,o) in enumerate(zip(res, z.float().sigmoid().split(n))):
         d.mask_probs, d.paste = o, getattr(self.mask, 'paste', 'stretch')
         if iou is not None: d.scores = d.scores*iou[i]; res[i] = d[d.scores.argsort(descending=True, stable=True)]
