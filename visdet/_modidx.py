@@ -4215,6 +4215,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'visdet/nn/hungarian_match.py')},
             'visdet.nn.layers': { 'visdet.nn.layers.ConvBlock': ('nn/layers.html#convblock', 'visdet/nn/layers.py'),
                                   'visdet.nn.layers.ConvBlock.__init__': ('nn/layers.html#convblock.__init__', 'visdet/nn/layers.py'),
+                                  'visdet.nn.layers.ConvBlock.forward': ('nn/layers.html#convblock.forward', 'visdet/nn/layers.py'),
                                   'visdet.nn.layers.Tower': ('nn/layers.html#tower', 'visdet/nn/layers.py'),
                                   'visdet.nn.layers.Tower.__init__': ('nn/layers.html#tower.__init__', 'visdet/nn/layers.py'),
                                   'visdet.nn.layers.init_convs': ('nn/layers.html#init_convs', 'visdet/nn/layers.py'),

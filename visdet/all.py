@@ -78,6 +78,11 @@ from visdet.models.tood import tood
 from visdet.models.faster_rcnn import faster_rcnn
 from visdet.models.mask_rcnn import mask_rcnn
 from visdet.models.cascade import cascade_rcnn, cascade_mask_rcnn
+from visdet.models.double_head_rcnn import double_head_rcnn
+from visdet.models.mask_scoring_rcnn import mask_scoring_rcnn
+from visdet.models.ssd import ssd
+from visdet.models.deformable_detr import deformable_detr
+from visdet.models.dino import dino
 from visdet.models.yolox import yolox, load_yolox, yolox_norm
 from visdet.models.rtmdet import rtmdet
 from visdet.models.rtmdet_ins import rtmdet_ins

@@ -152,7 +152,7 @@ def layerwise(
 def _bench(device, n=40, side=160):
     "One step over forty tensors in as many layers"
     m = torch.nn.ModuleDict(dict(body=torch.nn.ModuleDict(dict(stages=torch.nn.ModuleList(torch.nn.ModuleList([torch.nn.Linear(side, side, bias=False)]) for _ in range(n)))))).to(device)
-    f = layerwise(by='stage'); opt = f(f.splitter(m))
+    f = layerwise(by='stage'); opt = f(f.splitter(m), lr=1e-3)
     for p in m.parameters(): p.grad = p.detach().clone()
     def step(ps): opt.step(); return ps[0].detach()
     return step, (list(m.parameters()),)

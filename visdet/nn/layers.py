@@ -47,6 +47,10 @@ class ConvBlock(nn.Sequential):
         if norm is not None: self.add_module('norm', make_norm(norm, nf))
         if act is not None: self.add_module('act', act(inplace=True))
 
+    def forward(self, x):
+        if x.device.type != 'cpu' or 1 not in x.shape[2:] or max(self.conv.stride) == 1 or not torch.is_autocast_enabled('cpu'): return super().forward(x)
+        with torch.autocast('cpu', enabled=False): return super().forward(x.float())
+
 # %% ../../nbs/nn/300_layers.ipynb #fdfae20a
 def init_convs(
     m:nn.Module, # Module whose convolutions and linear layers shall start anew
